@@ -1,0 +1,102 @@
+"""Every attribute name Axonize emits, once, with its unit and where the name comes from.
+
+OTel's own names come first (GenAI and hardware semantic conventions; ``gen_ai.latency.*`` as vLLM emits
+them), then ours under ``ai.*`` and ``gpu.*``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["ATTRIBUTES", "Attribute"]
+
+
+class Attribute(NamedTuple):
+    """One attribute: its name, OTLP value type, unit, the spans that carry it, and what it says."""
+
+    name: str
+    type: str
+    unit: str
+    spans: str
+    meaning: str
+
+
+# OTel GenAI semantic conventions.
+OPERATION = "gen_ai.operation.name"
+PROVIDER = "gen_ai.provider.name"
+MODEL = "gen_ai.request.model"
+INPUT_TOKENS = "gen_ai.usage.input_tokens"
+OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
+FINISH_REASONS = "gen_ai.response.finish_reasons"
+ERROR_TYPE = "error.type"
+# Latencies under the names vLLM's own tracing uses.
+LATENCY_QUEUE_S = "gen_ai.latency.time_in_queue"
+LATENCY_TTFT_S = "gen_ai.latency.time_to_first_token"
+LATENCY_E2E_S = "gen_ai.latency.e2e"
+LATENCY_TPOT_S = "gen_ai.latency.time_per_output_token"
+# Ours.
+PHASE = "ai.phase"
+ENGINE = "ai.engine"
+REQUEST_ID = "ai.request.id"
+REQUEST_SEQ = "ai.request.seq"
+INCOMPLETE = "ai.incomplete"
+STEPS = "ai.steps"
+ITL_P50_MS = "ai.itl.p50_ms"
+ITL_P99_MS = "ai.itl.p99_ms"
+ITL_MAX_MS = "ai.itl.max_ms"
+BATCH_SEQ = "ai.batch.seq"
+BATCH_SIZE = "ai.batch.size"
+BATCH_PREFILL_TOKENS = "ai.batch.prefill_tokens"
+BATCH_DECODE_TOKENS = "ai.batch.decode_tokens"
+MEMBER_REQUEST_SEQ = "ai.batch.member.request_seq"
+MEMBER_PREFILL_TOKENS = "ai.batch.member.prefill_tokens"
+MEMBER_DECODE_TOKENS = "ai.batch.member.decode_tokens"
+MEMBER_CONTEXT_TOKENS = "ai.batch.member.context_tokens"
+# The device, by OTel's hardware conventions and the three layers of identity.
+HW_ID = "hw.id"
+HW_NAME = "hw.name"
+GPU_COMPUTE_RESOURCE = "gpu.compute_resource.id"
+GPU_CONTEXT = "gpu.context.id"
+GPU_PROVENANCE = "gpu.provenance"
+GPU_UTILIZATION = "gpu.utilization.mean"
+GPU_MEMORY_BYTES = "gpu.memory.used_bytes.mean"
+GPU_POWER_W = "gpu.power.mean_w"
+
+ATTRIBUTES: tuple[Attribute, ...] = (
+    Attribute(PHASE, "string", "", "all", "request, queue, prefill, decode or batch"),
+    Attribute(ENGINE, "string", "", "all", "transformers, vllm, triton"),
+    Attribute(MODEL, "string", "", "all", "the model's name or path"),
+    Attribute(PROVIDER, "string", "", "request", "who provides the model"),
+    Attribute(OPERATION, "string", "", "request", "text_completion, chat, embeddings, classification …"),
+    Attribute(INPUT_TOKENS, "int", "{token}", "request, prefill", "prompt tokens without padding"),
+    Attribute(OUTPUT_TOKENS, "int", "{token}", "request, decode", "generated tokens without padding"),
+    Attribute(FINISH_REASONS, "string[]", "", "request", "stop, length, error …"),
+    Attribute(ERROR_TYPE, "string", "", "request", "exception class, or engine_lost"),
+    Attribute(LATENCY_QUEUE_S, "double", "s", "request", "arrival to the first step"),
+    Attribute(LATENCY_TTFT_S, "double", "s", "request", "arrival to the first visible token"),
+    Attribute(LATENCY_E2E_S, "double", "s", "request", "arrival to the end"),
+    Attribute(LATENCY_TPOT_S, "double", "s", "request", "(last - first token) / (tokens - 1)"),
+    Attribute(REQUEST_ID, "string", "", "request", "the caller's id; clients reuse them, so never a key"),
+    Attribute(REQUEST_SEQ, "int", "", "request, queue, prefill, decode", "unique within service.instance.id"),
+    Attribute(INCOMPLETE, "bool", "", "all", "records were lost; durations may be too short"),
+    Attribute(STEPS, "int", "{step}", "prefill, decode", "engine steps of the phase"),
+    Attribute(ITL_P50_MS, "double", "ms", "decode", "median time between tokens"),
+    Attribute(ITL_P99_MS, "double", "ms", "decode", "99th percentile of time between tokens"),
+    Attribute(ITL_MAX_MS, "double", "ms", "decode", "longest time between tokens"),
+    Attribute(BATCH_SEQ, "int", "", "batch", "step number, unique within service.instance.id"),
+    Attribute(BATCH_SIZE, "int", "{request}", "batch", "members of the step"),
+    Attribute(BATCH_PREFILL_TOKENS, "int", "{token}", "batch", "prompt tokens computed in the step"),
+    Attribute(BATCH_DECODE_TOKENS, "int", "{token}", "batch", "tokens decoded in the step"),
+    Attribute(MEMBER_REQUEST_SEQ, "bytes", "u64 LE each", "batch", "the members' ai.request.seq"),
+    Attribute(MEMBER_PREFILL_TOKENS, "bytes", "u32 LE each", "batch", "prompt tokens computed, by member"),
+    Attribute(MEMBER_DECODE_TOKENS, "bytes", "u32 LE each", "batch", "tokens decoded, by member"),
+    Attribute(MEMBER_CONTEXT_TOKENS, "bytes", "u32 LE each", "batch", "tokens in context before the step, by member"),
+    Attribute(HW_ID, "string", "", "prefill, decode, batch", "physical GPU uuid (GPU-…)"),
+    Attribute(HW_NAME, "string", "", "prefill, decode, batch", "GPU model; says so when it is simulated"),
+    Attribute(GPU_COMPUTE_RESOURCE, "string", "", "prefill, decode, batch", "full GPU or MIG instance uuid"),
+    Attribute(GPU_CONTEXT, "string", "", "prefill, decode, batch", "what the process calls it: host/pid/cuda:0"),
+    Attribute(GPU_PROVENANCE, "string", "", "all", "measured, apportioned, estimated, simulated or unavailable"),
+    Attribute(GPU_UTILIZATION, "double", "1", "prefill, decode, batch", "mean busy share over the span"),
+    Attribute(GPU_MEMORY_BYTES, "int", "By", "prefill, decode, batch", "mean memory in use over the span"),
+    Attribute(GPU_POWER_W, "double", "W", "prefill, decode, batch", "mean power of the device over the span"),
+)
