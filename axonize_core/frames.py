@@ -71,7 +71,7 @@ class Records(msgspec.Struct, array_like=True, tag="records", frozen=True):
     """A batch of records in the order in which they were emitted.
 
     ``wall_ns`` (epoch) and ``mono_ns`` (perf_counter) were read together; ``dropped_total`` counts records
-    the process could not keep since it started.
+    the process could not keep since it started; ``errors`` counts failures of our own code by place.
     """
 
     seq: int
@@ -79,6 +79,8 @@ class Records(msgspec.Struct, array_like=True, tag="records", frozen=True):
     mono_ns: int
     dropped_total: int
     records: list[Record]
+    sources: list[tuple[int, Any]] = []
+    errors: dict[str, int] = {}
 
 
 class Bye(msgspec.Struct, array_like=True, tag="bye", frozen=True):

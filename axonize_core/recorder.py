@@ -1,0 +1,178 @@
+"""The hot path: ``emit()``, the only code of ours that runs on the inference thread.
+
+No locks, no I/O, no logging, no exceptions out. A record is one tuple in a bounded deque; ``append`` and
+``popleft`` of a deque are atomic, so engine threads and the shipper need no lock between them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+import uuid
+from collections import Counter, deque
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from axonize_core.settings import get_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from axonize_core.frames import Record
+
+__all__ = ["Recorder", "Source", "get_recorder"]
+
+Source = tuple[str, str, str, str, "tuple[str, int, str | None]", "tuple[tuple[str, Any], ...] | None"]
+"""``(engine, service_name, model, provider, (device type, index, uuid), attributes)``."""
+
+
+class _Drainer(Protocol):
+    def start(self) -> None: ...
+    def flush(self, timeout_s: float) -> bool: ...
+    def stop(self, timeout_s: float) -> bool: ...
+
+
+class _Nowhere:
+    """Stands where no shipper could be started: every record is dropped and counted."""
+
+    def start(self) -> None:
+        pass
+
+    def flush(self, timeout_s: float) -> bool:  # noqa: ARG002
+        return False
+
+    def stop(self, timeout_s: float) -> bool:  # noqa: ARG002
+        return False
+
+
+class Recorder:
+    """The records of one process.
+
+    ``emit(kind, handle, payload=0)`` may be called from any thread: about 0.1 us, never blocks, never raises. It
+    stamps the record with ``clock()`` (perf_counter_ns). Full: the newest record is dropped and counted.
+    The first ``emit`` of a process, and the first after a fork, starts the shipper.
+    """
+
+    clock = staticmethod(time.perf_counter_ns)
+
+    def __init__(self, capacity: int, make_drainer: Callable[[Recorder], _Drainer]) -> None:
+        self.capacity = capacity
+        self.next_handle: Callable[[], int] = itertools.count(1).__next__
+        self.sources: list[tuple[int, Source]] = []
+        self.errors: Counter[str] = Counter()
+        self._make_drainer = make_drainer
+        self._queue: deque[Record] = deque()
+        self.take = self._queue.popleft
+        self.emit, self._set_limit = self._build()
+        self._reset()
+
+    def _build(self) -> tuple[Callable[..., None], Callable[[int], None]]:
+        """Return emit and the setter of its limit; a limit of 0 sends every record to the slow path."""
+        queue, append, clock, limit = self._queue, self._queue.append, self.clock, 0
+        overflow = self._overflow
+
+        def emit(kind: int, handle: int, payload: Any = 0) -> None:
+            if len(queue) < limit:
+                append((kind, handle, payload, clock()))
+            else:
+                overflow(kind, handle, payload)
+
+        def set_limit(value: int) -> None:
+            nonlocal limit
+            limit = value
+
+        return emit, set_limit
+
+    def _reset(self) -> None:
+        """Begin anew: at creation, and in a forked child, whose copy of the parent's records is not its own."""
+        self._set_limit(0)
+        self._queue.clear()
+        self._drainer: _Drainer | None = None
+        self._starting = threading.Lock()
+        self._drop: Callable[[], int] = itertools.count().__next__
+        self._drop_reads = 0
+        self.instance_id = str(uuid.uuid4())
+        self.pid = os.getpid()
+
+    def _overflow(self, kind: int, handle: int, payload: Any) -> None:
+        """Start the shipper if this process has none yet, else count one dropped record."""
+        try:
+            if self._drainer is None:
+                self._start()
+                if len(self._queue) < self.capacity:
+                    self._queue.append((kind, handle, payload, self.clock()))
+                    return
+            self._drop()
+        except Exception:  # noqa: BLE001 - nothing of ours may reach the engine
+            self.count_error("recorder.start")
+            self._drainer = _Nowhere()
+            self._drop()
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._drainer is None:
+                drainer = self._make_drainer(self)
+                drainer.start()
+                self._set_limit(self.capacity)
+                self._drainer = drainer
+
+    def source(  # noqa: PLR0913 - the columns of a SOURCE record
+        self,
+        engine: str,
+        service_name: str,
+        model: str,
+        provider: str,
+        device: tuple[str, int, str | None],
+        attributes: tuple[tuple[str, Any], ...] | None = None,
+    ) -> int:
+        """Return the id of this source, the same for the same values.
+
+        Sources do not pass through the queue: they are never dropped, and every new agent is told them.
+        """
+        value: Source = (engine, service_name, model, provider, device, attributes)
+        for known_id, known in self.sources:
+            if known == value:
+                return known_id
+        source_id = self.next_handle()
+        self.sources.append((source_id, value))
+        return source_id
+
+    def count_error(self, where: str) -> None:
+        """Count a failure of our own code; ``axonize doctor`` shows it. Never raises."""
+        self.errors[where] += 1
+
+    def dropped_total(self) -> int:
+        """Return the records dropped since the process started. Shipper thread only."""
+        # A count can only be read by drawing from it, so what reading drew is taken off again.
+        self._drop_reads += 1
+        return self._drop() - (self._drop_reads - 1)
+
+    def queued(self) -> int:
+        """Return the number of records that wait for the shipper."""
+        return len(self._queue)
+
+    def flush(self, timeout_s: float = 2.0) -> bool:
+        """Wait until all records so far were handed to the agent; False when that took too long."""
+        return True if self._drainer is None else self._drainer.flush(timeout_s)
+
+    def close(self, timeout_s: float = 2.0) -> bool:
+        """Flush, say goodbye to the agent and stop; the next emit starts anew."""
+        drainer, self._drainer = self._drainer, None
+        self._set_limit(0)
+        return True if drainer is None else drainer.stop(timeout_s)
+
+
+def _make_shipper(recorder: Recorder) -> _Drainer:
+    from axonize_core.shipper import make_shipper  # noqa: PLC0415 - only a process that emits needs it
+
+    return make_shipper(recorder, get_settings())
+
+
+@lru_cache(maxsize=1)
+def get_recorder() -> Recorder:
+    """Return the recorder of this process; made on the first call, begun anew after a fork."""
+    recorder = Recorder(get_settings().queue_capacity, _make_shipper)
+    os.register_at_fork(after_in_child=recorder._reset)  # noqa: SLF001 - same module
+    return recorder

@@ -1,0 +1,194 @@
+"""What the environment says, read once into a frozen object.
+
+Standard library only: this runs in the inference process. ``OTEL_*`` variables keep their meaning; ours are
+added where OTel has none. ``docs/settings.md`` is generated from the table below.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote
+
+from axonize_core import __version__
+from axonize_core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["SETTINGS", "Setting", "Settings", "get_settings", "settings_markdown"]
+
+
+class Setting(NamedTuple):
+    """One environment variable: name, default, unit, and what it does."""
+
+    env: str
+    default: str
+    unit: str
+    meaning: str
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("AXONIZE_DISABLED", "false", "", "`true` switches everything off: `instrument()` returns its argument untouched"),
+    Setting("OTEL_SDK_DISABLED", "false", "", "`true` does the same, as for every OpenTelemetry SDK"),
+    Setting("AXONIZE_OPT_OUT_FILE", "~/.config/axonize/disabled", "path", "while this file (or /etc/axonize/disabled) exists, everything is off"),
+    Setting("AXONIZE_ENABLED", "", "", "`true` lets what activates itself do so under ENVIRONMENT=test or development"),
+    Setting("ENVIRONMENT", "", "", "`test` and `development` keep off what would activate itself; an explicit `instrument()` works"),
+    Setting("AXONIZE_AGENT", "auto", "", "`auto` starts or joins an agent, `unix:///path.sock` uses a node agent, `inline` runs it in this process"),
+    Setting("AXONIZE_AGENT_PYTHON", "", "path", "interpreter of the agent when sys.executable is not one"),
+    Setting("AXONIZE_RUNTIME_DIR", "$XDG_RUNTIME_DIR/axonize or /tmp/axonize-<uid>", "path", "where sockets, locks and the agent's log live (0700)"),
+    Setting("AXONIZE_QUEUE_CAPACITY", "65536", "records", "bound of the queue in the inference process; full drops the newest and counts it"),
+    Setting("AXONIZE_EXPORT_QUEUE_CAPACITY", "50000", "spans", "bound of the agent's queue while the collector is away; full drops the newest and counts it"),
+    Setting("AXONIZE_LOAD_PLUGINS", "", "names", "comma-separated entry points to load instead of all; empty value with the variable set loads none"),
+    Setting("AXONIZE_GPU_PROVIDER", "auto", "", "`auto` (NVML when there is one), `nvml`, `simulated` or `none`"),
+    Setting("AXONIZE_GPU_INTERVAL_MS", "1000", "ms", "time between two GPU samples, 100 or more"),
+    Setting("OTEL_SERVICE_NAME", "unknown_service:<engine>", "", "service.name of the spans"),
+    Setting("OTEL_RESOURCE_ATTRIBUTES", "", "key=value,…", "more resource attributes, percent-encoded"),
+    Setting("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318", "URL", "where the agent sends spans and metrics; all other OTEL_EXPORTER_OTLP_* variables are honoured too"),
+)
+
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"", "0", "false", "no", "off"}
+_QUIET_ENVIRONMENTS = {"test", "development"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one process; see the table for each field's variable."""
+
+    disabled: bool = False
+    disabled_by: str = ""
+    auto_activation: bool = True
+    agent: str = "auto"
+    agent_python: str = ""
+    runtime_dir: Path = Path("/tmp")  # noqa: S108 - replaced by from_env, which checks owner and mode
+    queue_capacity: int = 65_536
+    export_queue_capacity: int = 50_000
+    load_plugins: tuple[str, ...] | None = None
+    gpu_provider: str = "auto"
+    gpu_interval_ms: int = 1000
+    service_name: str = ""
+    resource: Mapping[str, str] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
+        """Read the environment.
+
+        Raises:
+            ConfigurationError: a variable holds a value that cannot be used.
+        """
+        env = os.environ if env is None else env
+        disabled_by = _disabled_by(env)
+        resource = _resource(env)
+        return cls(
+            disabled=bool(disabled_by),
+            disabled_by=disabled_by,
+            auto_activation=not disabled_by and _auto_activation(env),
+            agent=_agent(env),
+            agent_python=env.get("AXONIZE_AGENT_PYTHON", ""),
+            runtime_dir=_runtime_dir(env),
+            queue_capacity=_integer(env, "AXONIZE_QUEUE_CAPACITY", 65_536, 1),
+            export_queue_capacity=_integer(env, "AXONIZE_EXPORT_QUEUE_CAPACITY", 50_000, 1),
+            load_plugins=_load_plugins(env),
+            gpu_provider=_choice(env, "AXONIZE_GPU_PROVIDER", ("auto", "nvml", "simulated", "none")),
+            gpu_interval_ms=_integer(env, "AXONIZE_GPU_INTERVAL_MS", 1000, 100),
+            service_name=env.get("OTEL_SERVICE_NAME", "") or resource.get("service.name", ""),
+            resource=resource,
+            fingerprint=_fingerprint(env),
+        )
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """Return the settings of this process, read from the environment on the first call."""
+    return Settings.from_env()
+
+
+def _flag(env: Mapping[str, str], name: str) -> bool:
+    value = env.get(name, "").strip().lower()
+    if value not in _TRUE | _FALSE:
+        raise ConfigurationError(f"{name}={env[name]!r} is neither true nor false; set it to true or false")
+    return value in _TRUE
+
+
+def _integer(env: Mapping[str, str], name: str, default: int, least: int) -> int:
+    text = env.get(name, "").strip()
+    try:
+        value = int(text) if text else default
+    except ValueError as e:
+        raise ConfigurationError(f"{name}={text!r} is no whole number") from e
+    if value < least:
+        raise ConfigurationError(f"{name}={value} is below the least value, {least}")
+    return value
+
+
+def _choice(env: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:
+    value = env.get(name, "").strip().lower() or choices[0]
+    if value not in choices:
+        raise ConfigurationError(f"{name}={env[name]!r} is not one of {', '.join(choices)}")
+    return value
+
+
+def _agent(env: Mapping[str, str]) -> str:
+    value = env.get("AXONIZE_AGENT", "").strip() or "auto"
+    if value in ("auto", "inline") or value.startswith("unix:///"):
+        return value
+    raise ConfigurationError(f"AXONIZE_AGENT={value!r} is neither auto, inline nor unix:///path/agent.sock")
+
+
+def _disabled_by(env: Mapping[str, str]) -> str:
+    for name in ("AXONIZE_DISABLED", "OTEL_SDK_DISABLED"):
+        if _flag(env, name):
+            return name
+    own = env.get("AXONIZE_OPT_OUT_FILE", "")
+    config = env.get("XDG_CONFIG_HOME") or str(Path(env.get("HOME", "/")) / ".config")
+    for path in (Path(own) if own else Path(config) / "axonize/disabled", Path("/etc/axonize/disabled")):
+        if path.exists():
+            return str(path)
+    return ""
+
+
+def _auto_activation(env: Mapping[str, str]) -> bool:
+    return env.get("ENVIRONMENT", "").strip().lower() not in _QUIET_ENVIRONMENTS or _flag(env, "AXONIZE_ENABLED")
+
+
+def _runtime_dir(env: Mapping[str, str]) -> Path:
+    if own := env.get("AXONIZE_RUNTIME_DIR"):
+        return Path(own)
+    if xdg := env.get("XDG_RUNTIME_DIR"):
+        return Path(xdg) / "axonize"
+    return Path(f"/tmp/axonize-{os.getuid()}")  # noqa: S108 - made 0700, owner checked before use
+
+
+def _load_plugins(env: Mapping[str, str]) -> tuple[str, ...] | None:
+    if "AXONIZE_LOAD_PLUGINS" not in env:
+        return None
+    return tuple(name for part in env["AXONIZE_LOAD_PLUGINS"].split(",") if (name := part.strip()))
+
+
+def _resource(env: Mapping[str, str]) -> dict[str, str]:
+    pairs = (part.partition("=") for part in env.get("OTEL_RESOURCE_ATTRIBUTES", "").split(",") if "=" in part)
+    return {key.strip(): unquote(value.strip()) for key, _, value in pairs}
+
+
+def _fingerprint(env: Mapping[str, str]) -> str:
+    """Hash what two processes must agree on before they may share an agent."""
+    shared = {
+        name: value
+        for name, value in env.items()
+        if name.startswith(("OTEL_EXPORTER_OTLP_", "AXONIZE_GPU_")) or name in ("AXONIZE_LOAD_PLUGINS", "AXONIZE_EXPORT_QUEUE_CAPACITY")
+    }
+    text = repr((__version__, sys.prefix, sorted(shared.items())))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def settings_markdown() -> str:
+    """Return the table of ``docs/settings.md``."""
+    rows = [f"| `{s.env}` | `{s.default}` | {s.unit} | {s.meaning} |" for s in SETTINGS]
+    return "\n".join(["| variable | default | unit | meaning |", "|---|---|---|---|", *rows, ""])
