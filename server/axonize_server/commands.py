@@ -1,0 +1,138 @@
+"""The server part's commands: each parses its options, asks, and prints."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from axonize_core.errors import AxonizeError
+from axonize_server import show
+from axonize_server.client import DEFAULT_API_URL, ApiClient, ApiError
+from axonize_server.waterfall import print_trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["COMMANDS"]
+
+_FULL_ID = 32
+_MOST = 1000
+_LISTED = 5
+
+
+class _Command(click.Command):
+    """Says an AxonizeError in one line instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AxonizeError as e:
+            raise click.ClickException(str(e)) from e
+
+
+_api = click.option(
+    "--api",
+    envvar="AXONIZE_API_URL",
+    default=DEFAULT_API_URL,
+    show_default=True,
+    show_envvar=True,
+    help="Where the collector's query API listens.",
+)
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON as the API gives it.")
+
+
+def _filters(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that requests and batches share."""
+    for option in (
+        click.option("--service", help="Only this service."),
+        click.option("--since", default="24h", show_default=True, help="How far back, e.g. 15m, 6h, 7d."),
+        click.option("--limit", default=20, show_default=True, type=click.IntRange(1, _MOST), help="How many."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command(cls=_Command)
+@_filters
+@click.option("--model", help="Only this model.")
+@click.option("--status", type=click.Choice(["ok", "error"]), help="Only with this outcome.")
+@_as_json
+@_api
+def requests(api: str, *, as_json: bool, **filters: str | int | None) -> None:
+    """List recent requests, newest first."""
+    found = ApiClient(api).requests(**filters)
+    if as_json:
+        _print_json({"requests": found})
+    else:
+        show.print_requests(show.make_console(), found)
+
+
+@click.command(cls=_Command)
+@click.argument("wanted", metavar="ID")
+@_as_json
+@_api
+def trace(api: str, wanted: str, *, as_json: bool) -> None:
+    """Show one request as a waterfall.
+
+    ID is a trace id, the beginning of one, or a request id. The latter two are looked up among
+    the 1000 newest requests of the last 7 days.
+    """
+    client = ApiClient(api)
+    found = client.trace(_trace_id(client, wanted))
+    if as_json:
+        _print_json(found)
+    else:
+        print_trace(show.make_console(), found)
+
+
+@click.command(cls=_Command)
+@_filters
+@click.option("--instance-id", help="Only of this serving process (service.instance.id).")
+@click.option("--request-seq", type=int, help="Only steps with this request; needs --instance-id.")
+@click.option("--members", is_flag=True, help="Show who was in each.")
+@_as_json
+@_api
+def batches(api: str, *, as_json: bool, members: bool, **filters: str | int | None) -> None:
+    """List engine steps, newest first, and who shared them."""
+    if filters["request_seq"] is not None and filters["instance_id"] is None:
+        raise click.UsageError("--request-seq is unique within one process only: give --instance-id as well")
+    found = ApiClient(api).batches(**filters)
+    console = show.make_console()
+    if as_json:
+        _print_json({"batches": found})
+    elif not members:
+        show.print_batches(console, found)
+    for batch in found if members and not as_json else ():
+        show.print_batch(console, batch)
+        console.print()
+
+
+def _trace_id(client: ApiClient, wanted: str) -> str:
+    """Return the full trace id meant by a full one, a beginning or a request id.
+
+    Raises:
+        ApiError: none or several are meant.
+    """
+    if len(wanted) == _FULL_ID and all(digit in "0123456789abcdef" for digit in wanted):
+        return wanted
+    recent = client.requests(limit=_MOST, since="7d")
+    begins = {request["trace_id"] for request in recent if request["trace_id"].startswith(wanted.lower())}
+    named = {request["trace_id"] for request in recent if request["request_id"] == wanted}
+    return _only(wanted, sorted(named or begins))
+
+
+def _only(wanted: str, found: Sequence[str]) -> str:
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ApiError(404, f"no recent trace or request {wanted!r}; give the full trace id")
+    raise ApiError(409, f"{wanted!r} fits {len(found)} traces: {', '.join(found[:5])}{' …' if found[5:] else ''}")
+
+
+def _print_json(answer: Any) -> None:
+    click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+
+
+COMMANDS = {command.name: command for command in (requests, trace, batches)}
