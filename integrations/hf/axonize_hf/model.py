@@ -1,0 +1,108 @@
+"""What the class swap overrides on a model: ``generate`` and its per-step hook, or an encoder's call."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from axonize_core.recorder import Recorder
+from axonize_hf.encoder import record_forward
+from axonize_hf.generation import record_generate
+from axonize_hf.run import append_step
+from axonize_hf.swap import is_swapped, swap, unswap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["instrument_model", "sources", "uninstrument_model"]
+
+sources: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+"""The SOURCE of each instrumented object."""
+
+
+def instrument_model(model: Any, source: int) -> None:
+    """Swap the class of a PreTrainedModel; its ``generate`` (or, for an encoder, its calls) is recorded."""
+    sources[model] = source
+    if is_swapped(model):
+        return
+    generates = bool(model.can_generate())
+    swap(model, _generative_overrides if generates else _encoder_overrides)
+    own = vars(model).get("generate")
+    if generates and own is not None:
+        model.generate = InstanceGenerate(model, own)
+
+
+def uninstrument_model(model: Any) -> None:
+    """Undo ``instrument_model``."""
+    unswap(model)
+    own = vars(model).get("generate")
+    if isinstance(own, InstanceGenerate):
+        model.generate = own.original
+    sources.pop(model, None)
+
+
+class InstanceGenerate:
+    """Records a ``generate`` that is an attribute of the model itself (custom code), before which a class gives way.
+
+    Copies and pickles of it are the original.
+    """
+
+    def __init__(self, model: Any, original: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, original)
+        self.model = model
+        self.original = original
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return record_generate(self.model, sources.get(self.model), self.original, args, kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        import copy  # noqa: PLC0415 - rarely needed
+
+        return copy.deepcopy(self.original, memo)
+
+    def __reduce__(self) -> Any:
+        return _same, (self.original,)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _generative_overrides(original: type[Any]) -> dict[str, Any]:
+    generate_original, prepare_original = original.generate, original.prepare_inputs_for_generation
+    step_of, clock = append_step.get, Recorder.clock
+
+    @functools.wraps(generate_original)
+    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return record_generate(self, sources.get(self), generate_original.__get__(self), args, kwargs)
+
+    # Once per step on the inference thread. generate() reads this signature, so it must be the original's.
+    @functools.wraps(prepare_original)
+    def prepare_inputs_for_generation(self: Any, *args: Any, **kwargs: Any) -> Any:
+        append = step_of()
+        if append is not None:
+            append(clock())
+        return prepare_original(self, *args, **kwargs)
+
+    return {
+        "generate": generate,
+        "prepare_inputs_for_generation": prepare_inputs_for_generation,
+        # transformers asks the names of the base classes, and the base of ours is another one.
+        "can_generate": classmethod(lambda _: True),
+    }
+
+
+def _encoder_overrides(original: type[Any]) -> dict[str, Any]:
+    from torch.compiler import is_compiling  # noqa: PLC0415 - torch is the user's
+
+    call_original = original.__call__
+
+    @functools.wraps(call_original)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807 - it is that method
+        # Inside torch.compile nothing of ours may be traced; training is no inference.
+        if is_compiling() or self.training:
+            return call_original(self, *args, **kwargs)
+        return record_forward(self, sources.get(self), call_original.__get__(self), args, kwargs)
+
+    return {"__call__": __call__, "can_generate": classmethod(lambda _: False)}

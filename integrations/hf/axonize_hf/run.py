@@ -1,0 +1,109 @@
+"""What is going on in this thread: the outermost run, the batch a pipeline is about to run, and their records."""
+
+from __future__ import annotations
+
+import functools
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from axonize_core.frames import Kind
+from axonize_core.recorder import get_recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from axonize_hf.context import RequestContext
+    from axonize_hf.tokens import StopRules
+
+__all__ = ["Batch", "Run", "append_step", "close_request", "current_batch", "current_run", "guarded", "open_request"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Batch:
+    """Requests that are run together, and the tokens of each one's prompt (empty where one is unknown).
+
+    ``rules`` is filled in by the ``generate`` that serves a pipeline's batch.
+    """
+
+    def __init__(self, source: int, seqs: tuple[int, ...], prompt_tokens: Sequence[int | None]) -> None:
+        self.source = source
+        self.seqs = seqs
+        self.prompt_tokens = tuple(n for n in prompt_tokens if n is not None)
+        if len(self.prompt_tokens) != len(seqs):
+            self.prompt_tokens = ()
+        self.rules: StopRules | None = None
+
+
+current_run: ContextVar[Run | None] = ContextVar("axonize_hf_run", default=None)
+current_batch: ContextVar[Batch | None] = ContextVar("axonize_hf_batch", default=None)
+append_step: ContextVar[Callable[[int], None] | None] = ContextVar("axonize_hf_append_step", default=None)
+
+
+class Run:
+    """One outermost ``generate`` or forward of ``owner``: announced when made, current until ``leave``."""
+
+    def __init__(self, owner: object, batch: Batch, mode: str) -> None:
+        recorder = get_recorder()
+        self.owner = owner
+        self.times: list[int] = []
+        self._handle = recorder.next_handle()
+        payload = (batch.source, batch.seqs, batch.prompt_tokens, mode, self.times)
+        recorder.emit(Kind.RUN, self._handle, payload)
+        self._run_token = current_run.set(self)
+        self._step_token = append_step.set(None if mode == "forward" else self.times.append)
+
+    def leave(self) -> int:
+        """Stop being the current run, close the live list and return the number of steps. Same thread."""
+        append_step.reset(self._step_token)
+        current_run.reset(self._run_token)
+        steps = len(self.times)
+        self.times.append(-get_recorder().clock())
+        return steps
+
+    def end(self, new_tokens: int | None, error: str | None) -> None:
+        """Record the end; ``new_tokens`` is per row, padding included."""
+        get_recorder().emit(Kind.RUN_END, self._handle, (new_tokens, error))
+
+
+def open_request(
+    source: int, context: RequestContext, arrived_ns: int, operation: str, input_tokens: int | None
+) -> int:
+    """Record a request and return its seq; the context's arrival counts if it has one (perf_counter_ns)."""
+    recorder = get_recorder()
+    if context.arrived_ns is not None:
+        arrived_ns = min(int(context.arrived_ns), recorder.clock())
+    seq = recorder.next_handle()
+    identity = (source, arrived_ns, context.request_id, context.traceparent)
+    recorder.emit(Kind.REQUEST, seq, (*identity, operation, input_tokens, context.pairs()))
+    return seq
+
+
+def close_request(
+    seq: int,
+    input_tokens: int | None,
+    output: tuple[int | None, str | None] = (None, None),
+    error: BaseException | None = None,
+) -> None:
+    """Record the end of a request; ``output`` is its token count and finish reason."""
+    tokens, reason = output if error is None else (output[0], "error")
+    name = None if error is None else type(error).__name__
+    get_recorder().emit(Kind.REQUEST_END, seq, (reason, input_tokens, tokens, name, None))
+
+
+def guarded(where: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
+    """Make a function of ours return None instead of raising; failures are counted under ``where``."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R | None]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R | None:
+            try:
+                return function(*args, **kwargs)
+            except Exception:  # noqa: BLE001 - nothing of ours may reach the user's call
+                get_recorder().count_error(where)
+                return None
+
+        return call
+
+    return decorate
