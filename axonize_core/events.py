@@ -10,7 +10,15 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["BatchEvent", "DecodeEvent", "GpuSample", "PrefillEvent", "RequestEvent", "RequestRef", "SourceInfo"]
+__all__ = [
+    "BatchEvent",
+    "DecodeEvent",
+    "GpuSample",
+    "PrefillEvent",
+    "RequestEvent",
+    "RequestRef",
+    "SourceInfo",
+]
 
 
 class SourceInfo(msgspec.Struct, frozen=True, gc=False):

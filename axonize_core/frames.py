@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -107,7 +107,7 @@ class Status(msgspec.Struct, array_like=True, tag="status", frozen=True):
     facts: dict[str, Any]
 
 
-Frame = Union[Hello, Records, Bye, StatusRequest, Welcome, Status]
+Frame = Hello | Records | Bye | StatusRequest | Welcome | Status
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Frame)

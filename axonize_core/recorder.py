@@ -118,7 +118,7 @@ class Recorder:
                 self._set_limit(self.capacity)
                 self._drainer = drainer
 
-    def source(  # noqa: PLR0913 - the columns of a SOURCE record
+    def source(
         self,
         engine: str,
         service_name: str,
@@ -143,6 +143,11 @@ class Recorder:
         """Count a failure of our own code; ``axonize doctor`` shows it. Never raises."""
         self.errors[where] += 1
 
+    def count_dropped(self, records: int) -> None:
+        """Count records that were taken from the queue but lost on the way to the agent."""
+        for _ in range(records):
+            self._drop()
+
     def dropped_total(self) -> int:
         """Return the records dropped since the process started. Shipper thread only."""
         # A count can only be read by drawing from it, so what reading drew is taken off again.
@@ -156,6 +161,14 @@ class Recorder:
     def flush(self, timeout_s: float = 2.0) -> bool:
         """Wait until all records so far were handed to the agent; False when that took too long."""
         return True if self._drainer is None else self._drainer.flush(timeout_s)
+
+    def redirect(
+        self, make_drainer: Callable[[Recorder], _Drainer], timeout_s: float = 2.0
+    ) -> Callable[[Recorder], _Drainer]:
+        """Send what comes next elsewhere, after what is there was flushed; return where it went before."""
+        self.close(timeout_s)
+        before, self._make_drainer = self._make_drainer, make_drainer
+        return before
 
     def close(self, timeout_s: float = 2.0) -> bool:
         """Flush, say goodbye to the agent and stop; the next emit starts anew."""

@@ -34,22 +34,72 @@ class Setting(NamedTuple):
 
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("AXONIZE_DISABLED", "false", "", "`true` switches everything off: `instrument()` returns its argument untouched"),
+    Setting(
+        "AXONIZE_DISABLED",
+        "false",
+        "",
+        "`true` switches everything off: `instrument()` returns its argument untouched",
+    ),
     Setting("OTEL_SDK_DISABLED", "false", "", "`true` does the same, as for every OpenTelemetry SDK"),
-    Setting("AXONIZE_OPT_OUT_FILE", "~/.config/axonize/disabled", "path", "while this file (or /etc/axonize/disabled) exists, everything is off"),
-    Setting("AXONIZE_ENABLED", "", "", "`true` lets what activates itself do so under ENVIRONMENT=test or development"),
-    Setting("ENVIRONMENT", "", "", "`test` and `development` keep off what would activate itself; an explicit `instrument()` works"),
-    Setting("AXONIZE_AGENT", "auto", "", "`auto` starts or joins an agent, `unix:///path.sock` uses a node agent, `inline` runs it in this process"),
+    Setting(
+        "AXONIZE_OPT_OUT_FILE",
+        "~/.config/axonize/disabled",
+        "path",
+        "while this file (or /etc/axonize/disabled) exists, everything is off",
+    ),
+    Setting(
+        "AXONIZE_ENABLED",
+        "",
+        "",
+        "`true` lets what activates itself do so under ENVIRONMENT=test or development",
+    ),
+    Setting(
+        "ENVIRONMENT",
+        "",
+        "",
+        "`test` and `development` keep off what would activate itself; an explicit `instrument()` works",
+    ),
+    Setting(
+        "AXONIZE_AGENT",
+        "auto",
+        "",
+        "`auto` starts or joins an agent, `unix:///path.sock` uses a node agent, `inline` runs it in this process",
+    ),
     Setting("AXONIZE_AGENT_PYTHON", "", "path", "interpreter of the agent when sys.executable is not one"),
-    Setting("AXONIZE_RUNTIME_DIR", "$XDG_RUNTIME_DIR/axonize or /tmp/axonize-<uid>", "path", "where sockets, locks and the agent's log live (0700)"),
-    Setting("AXONIZE_QUEUE_CAPACITY", "65536", "records", "bound of the queue in the inference process; full drops the newest and counts it"),
-    Setting("AXONIZE_EXPORT_QUEUE_CAPACITY", "50000", "spans", "bound of the agent's queue while the collector is away; full drops the newest and counts it"),
-    Setting("AXONIZE_LOAD_PLUGINS", "", "names", "comma-separated entry points to load instead of all; empty value with the variable set loads none"),
+    Setting(
+        "AXONIZE_RUNTIME_DIR",
+        "$XDG_RUNTIME_DIR/axonize or /tmp/axonize-<uid>",
+        "path",
+        "where sockets, locks and the agent's log live (0700)",
+    ),
+    Setting(
+        "AXONIZE_QUEUE_CAPACITY",
+        "65536",
+        "records",
+        "bound of the queue in the inference process; full drops the newest and counts it",
+    ),
+    Setting(
+        "AXONIZE_EXPORT_QUEUE_CAPACITY",
+        "50000",
+        "spans",
+        "bound of the agent's queue while the collector is away; full drops the newest and counts it",
+    ),
+    Setting(
+        "AXONIZE_LOAD_PLUGINS",
+        "",
+        "names",
+        "comma-separated entry points to load instead of all; empty value with the variable set loads none",
+    ),
     Setting("AXONIZE_GPU_PROVIDER", "auto", "", "`auto` (NVML when there is one), `nvml`, `simulated` or `none`"),
     Setting("AXONIZE_GPU_INTERVAL_MS", "1000", "ms", "time between two GPU samples, 100 or more"),
     Setting("OTEL_SERVICE_NAME", "unknown_service:<engine>", "", "service.name of the spans"),
     Setting("OTEL_RESOURCE_ATTRIBUTES", "", "key=value,…", "more resource attributes, percent-encoded"),
-    Setting("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318", "URL", "where the agent sends spans and metrics; all other OTEL_EXPORTER_OTLP_* variables are honoured too"),
+    Setting(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "http://localhost:4318",
+        "URL",
+        "where the agent sends spans and metrics; all other OTEL_EXPORTER_OTLP_* variables are honoured too",
+    ),
 )
 
 _TRUE = {"1", "true", "yes", "on"}
@@ -182,7 +232,8 @@ def _fingerprint(env: Mapping[str, str]) -> str:
     shared = {
         name: value
         for name, value in env.items()
-        if name.startswith(("OTEL_EXPORTER_OTLP_", "AXONIZE_GPU_")) or name in ("AXONIZE_LOAD_PLUGINS", "AXONIZE_EXPORT_QUEUE_CAPACITY")
+        if name.startswith(("OTEL_EXPORTER_OTLP_", "AXONIZE_GPU_"))
+        or name in ("AXONIZE_LOAD_PLUGINS", "AXONIZE_EXPORT_QUEUE_CAPACITY")
     }
     text = repr((__version__, sys.prefix, sorted(shared.items())))
     return hashlib.sha256(text.encode()).hexdigest()[:12]

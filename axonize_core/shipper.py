@@ -28,7 +28,6 @@ PERIOD_S = 0.1
 SLICE_NS = 200_000
 PAUSE_S = 0.002
 CHUNK = 64
-FINISHED_RUNS_KEPT = 1024
 
 
 class Transport(Protocol):
@@ -40,8 +39,8 @@ class Transport(Protocol):
     def ready(self) -> bool:
         """Say whether a frame would be taken now; (re)connects when there is no agent."""
 
-    def write(self, frame: bytes) -> None:
-        """Take one frame."""
+    def write(self, frame: bytes, records: int) -> None:
+        """Take one frame of so many records, or count them as dropped."""
 
     def drained(self, timeout_s: float) -> bool:
         """Wait until what was taken has left this process."""
@@ -54,7 +53,11 @@ class Shipper:
     """Drains one recorder. ``start``, ``flush`` and ``stop`` may be called from any thread."""
 
     def __init__(
-        self, recorder: Recorder, transport: Transport, wall: Callable[[], int] = time.time_ns, pause_s: float = PAUSE_S
+        self,
+        recorder: Recorder,
+        transport: Transport,
+        wall: Callable[[], int] = time.time_ns,
+        pause_s: float = PAUSE_S,
     ) -> None:
         self._recorder = recorder
         self._transport = transport
@@ -67,6 +70,7 @@ class Shipper:
         self._generation = -1
         self._seq = 0
         self._sources_sent = 0
+        self._dropped_sent = 0
         self._live: dict[int, tuple[list[int], int]] = {}
 
     def start(self) -> None:
@@ -129,7 +133,8 @@ class Shipper:
         return True
 
     def _take(self, most: int) -> list[Record]:
-        take, records = self._recorder.take, []
+        take = self._recorder.take
+        records: list[Record] = []
         try:
             while len(records) < most:
                 record = take()
@@ -171,17 +176,19 @@ class Shipper:
             self._generation, self._seq, self._sources_sent = transport.generation, 0, 0
         sources = recorder.sources[self._sources_sent :]
         dropped = recorder.dropped_total()
-        if not records and not sources and dropped == getattr(self, "_dropped_sent", 0):
+        if not records and not sources and dropped == self._dropped_sent:
             return
-        frame = Records(self._seq, self._wall(), recorder.clock(), dropped, records, list(sources), dict(recorder.errors))
-        transport.write(encode_frame(frame))
+        frame = Records(
+            self._seq, self._wall(), recorder.clock(), dropped, records, list(sources), dict(recorder.errors)
+        )
+        transport.write(encode_frame(frame), len(records))
         self._dropped_sent = dropped
         self._seq += 1
         self._sources_sent += len(sources)
 
     def _goodbye(self) -> None:
         if self._transport.generation == self._generation and self._transport.ready():
-            self._transport.write(encode_frame(Bye("exit")))
+            self._transport.write(encode_frame(Bye("exit")), 0)
             self._transport.drained(1.0)
         self._transport.close()
 

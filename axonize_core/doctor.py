@@ -1,0 +1,197 @@
+"""What ``axonize doctor`` finds: installation, switches, integrations, GPU, agents and the collector."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import sys
+import urllib.error
+import urllib.request
+from importlib import metadata
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from axonize_core import __version__
+from axonize_core.errors import ConfigurationError
+from axonize_core.frames import FrameDecoder, FrameError, Status, StatusRequest, encode_frame
+from axonize_core.plugins import load_plugins
+from axonize_core.transport import agent_socket_path, connect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from axonize_core.settings import Settings
+
+__all__ = ["Finding", "examine", "print_facts", "print_json"]
+
+_PACKAGES = ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "nvidia-ml-py", "pluggy", "msgspec")
+_FRAMEWORKS = ("torch", "transformers", "vllm")
+_ALARMING = ("records_dropped", "records_orphaned", "spans_dropped", "spans_refused", "samples_refused", "engines_lost")
+TIMEOUT_S = 2.0
+
+
+class Finding(NamedTuple):
+    """One fact: which part, ``ok``, ``note`` or ``problem``, what, and the next step if there is one."""
+
+    part: str
+    level: str
+    text: str
+    facts: Mapping[str, Any] = MappingProxyType({})
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Look at everything, most basic first; nothing is changed."""
+    return [*_installation(), *_switches(settings), *_gpu(settings), *_plugins(), *_agents(settings), *_collector()]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _installation() -> Iterator[Finding]:
+    yield Finding("installation", "ok", f"axonize {__version__}, Python {platform.python_version()} ({sys.prefix})")
+    for package in _PACKAGES:
+        version = _version(package)
+        level = "ok" if version else "problem"
+        yield Finding("installation", level, f"{package} {version or 'is missing: pip install axonize'}")
+    found = {name: v for name in _FRAMEWORKS if (v := _version(name))}
+    text = ", ".join(f"{name} {v}" for name, v in found.items()) or "none of " + ", ".join(_FRAMEWORKS)
+    yield Finding("frameworks", "ok" if found else "note", text, found)
+
+
+def _switches(settings: Settings) -> Iterator[Finding]:
+    if settings.disabled:
+        yield Finding("switches", "note", f"everything is off, by {settings.disabled_by}")
+    elif not settings.auto_activation:
+        yield Finding(
+            "switches", "note", "ENVIRONMENT keeps automatic activation off; AXONIZE_ENABLED=true turns it on"
+        )
+    else:
+        yield Finding("switches", "ok", "on")
+
+
+def _gpu(settings: Settings) -> Iterator[Finding]:
+    import pynvml  # noqa: PLC0415 - only here
+
+    from axonize_core.gpu.nvml import NvmlProvider  # noqa: PLC0415 - same
+
+    try:
+        provider = NvmlProvider()
+    except pynvml.NVMLError as e:
+        simulated = settings.gpu_provider == "simulated"
+        text = "the simulated device is used" if simulated else "spans say gpu.provenance=unavailable"
+        yield Finding("gpu", "note", f"NVML: {e}; {text}")
+        return
+    for resource in provider.resources():
+        yield Finding("gpu", "ok", f"{resource.gpu.name} {resource.id}, driver {resource.gpu.driver_version}")
+    provider.close()
+
+
+def _plugins() -> Iterator[Finding]:
+    plugins = load_plugins(groups=("axonize", "axonize.server"))
+    yield Finding("plugins", "ok", ", ".join(plugins.names()))
+    for name, reason in plugins.disabled.items():
+        yield Finding("plugins", "problem", f"{name} {reason}")
+
+
+def _agents(settings: Settings) -> Iterator[Finding]:
+    """Ask every agent socket in the runtime directory, ours first."""
+    try:
+        own = agent_socket_path(settings)
+    except ConfigurationError as e:
+        yield Finding("agent", "problem", str(e))
+        return
+    paths = [own, *sorted(p for p in own.parent.glob("agent-*.sock") if p != own)]
+    found = [finding for path in paths if path.exists() for finding in _agent(path)]
+    yield from found or [Finding("agent", "note", f"none runs at {own}; the first instrumented process starts one")]
+
+
+def _agent(path: Path) -> Iterator[Finding]:
+    try:
+        facts = agent_status(path)
+    except (OSError, FrameError) as e:
+        yield Finding("agent", "problem", f"{path} does not answer: {e}")
+        return
+    text = f"pid {facts['pid']}, {facts['processes_live']} processes, {facts['requests_live']} live requests"
+    yield Finding("agent", "ok", text, facts)
+    counts = dict(facts["counts"])
+    for own in facts["facts"].values():
+        counts.update({k: v for k, v in own.items() if isinstance(v, int)})
+        if own.get("spans_waiting") and own.get("last_error"):
+            yield Finding("agent", "problem", f"{own['spans_waiting']} spans wait, last export: {own['last_error']}")
+    for name in _ALARMING:
+        if counts.get(name):
+            yield Finding("agent", "problem", f"{name.replace('_', ' ')}: {counts[name]}")
+    for where, count in {**facts["process_errors"], **facts["failures"], **facts["gpu_failures"]}.items():
+        yield Finding("agent", "problem", f"failures in {where}: {count}")
+    for name, reason in facts["disabled"].items():
+        yield Finding("agent", "problem", f"plugin {name} is disabled: {reason}")
+
+
+def agent_status(path: Path) -> dict[str, Any]:
+    """Return the facts an agent states about itself.
+
+    Raises:
+        OSError: it does not answer.
+        FrameError: what answers is no agent.
+    """
+    connection = connect(path, TIMEOUT_S)
+    try:
+        connection.sendall(encode_frame(StatusRequest()))
+        decoder = FrameDecoder()
+        while data := connection.recv(65_536):
+            for frame in decoder.feed(data):
+                if isinstance(frame, Status):
+                    return frame.facts
+    finally:
+        connection.close()
+    raise FrameError("it closed the connection without a status")
+
+
+def _collector() -> Iterator[Finding]:
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318").rstrip("/")
+    yield _reach(endpoint)
+    api = os.environ.get("AXONIZE_API_URL", "http://127.0.0.1:4319").rstrip("/")
+    try:
+        with urllib.request.urlopen(f"{api}/api/v1/health", timeout=TIMEOUT_S) as response:  # noqa: S310 - the user's own URL
+            health = json.load(response)
+    except (OSError, ValueError) as e:
+        yield Finding(
+            "collector", "note", f"no query API at {api} ({getattr(e, 'reason', e)}); start one: axonize collector"
+        )
+        return
+    level = "ok" if health.get("status") == "ok" else "problem"
+    yield Finding("collector", level, f"query API at {api}: {health.get('status')}", health)
+
+
+def _reach(endpoint: str) -> Finding:
+    host_port = endpoint.rsplit("://", maxsplit=1)[-1].split("/", maxsplit=1)[0]
+    host, _, port = host_port.partition(":")
+    try:
+        with socket.create_connection((host, int(port or 4318)), TIMEOUT_S):
+            return Finding("collector", "ok", f"OTLP endpoint {endpoint} can be reached")
+    except (OSError, ValueError) as e:
+        return Finding(
+            "collector", "problem", f"OTLP endpoint {endpoint} cannot be reached: {e}; start one: axonize collector"
+        )
+
+
+def print_facts(findings: list[Finding]) -> None:
+    """Print one line per finding, problems in red."""
+    marks = {"ok": ("ok", "green"), "note": ("--", "yellow"), "problem": ("!!", "red")}
+    for finding in findings:
+        mark, colour = marks[finding.level]
+        click.echo(f"{click.style(mark, fg=colour)} {finding.part:<13} {finding.text}")
+
+
+def print_json(findings: list[Finding]) -> None:
+    """Print everything, with all counters, as JSON."""
+    click.echo(json.dumps([{**f._asdict(), "facts": dict(f.facts)} for f in findings], indent=2, default=str))

@@ -1,0 +1,134 @@
+"""One thread that reads every compute resource at a fixed interval and keeps the last minutes.
+
+``annotate`` answers what a device did over a span's own time. Samples hold until the next one: a span shorter than
+the interval gets the reading that was current when it began.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from axonize_core import attributes as names
+from axonize_core.gpu.identity import context_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from axonize_core.events import GpuSample, SourceInfo
+    from axonize_core.gpu.identity import ComputeResource, Provider
+
+__all__ = ["Sampler"]
+
+KEPT_SAMPLES = 600
+logger = logging.getLogger(__name__)
+_UNAVAILABLE = {names.GPU_PROVENANCE: "unavailable"}
+
+
+class Sampler:
+    """Samples of one provider; ``provider`` None annotates everything as unavailable.
+
+    ``sample_once`` runs on the sampler's thread; ``annotate`` on the agent's main thread.
+    """
+
+    def __init__(self, provider: Provider | None, interval_s: float) -> None:
+        self.provider = provider
+        self.failures: Counter[str] = Counter()
+        self._interval_s = interval_s
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._samples: dict[str, tuple[list[int], list[GpuSample]]] = {}
+        self._resolved: dict[int, tuple[SourceInfo, dict[str, Any], ComputeResource | None]] = {}
+
+    def start(self, publish: Callable[[Sequence[GpuSample]], Any]) -> None:
+        """Begin sampling; every round is handed to ``publish`` on the sampler's thread."""
+        if self.provider is not None:
+            self._thread = threading.Thread(target=self._run, args=(publish,), name="axonize-sampler", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and let go of the provider."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(2.0)
+        if self.provider is not None:
+            self.provider.close()
+
+    def _run(self, publish: Callable[[Sequence[GpuSample]], Any]) -> None:
+        while not self._stop.is_set():
+            publish(self.sample_once())
+            self._stop.wait(self._interval_s)
+
+    def sample_once(self) -> list[GpuSample]:
+        """Read every resource once and keep what was read; a failing resource is counted and left out."""
+        samples = []
+        for resource in self.provider.resources() if self.provider else ():
+            try:
+                samples.append(self.provider.sample(resource))  # type: ignore[union-attr] # there is one inside the loop
+            except Exception as e:  # noqa: BLE001 - one lost device must not stop the others
+                if not self.failures[resource.id]:
+                    logger.error("cannot read %s: %r", resource.id, e)  # noqa: TRY400 - once, without a traceback
+                self.failures[resource.id] += 1
+        for sample in samples:
+            self._keep(sample)
+        return samples
+
+    def _keep(self, sample: GpuSample) -> None:
+        times, kept = self._samples.get(sample.compute_resource, ([], []))
+        # New lists every time: annotate reads them from another thread without a lock.
+        self._samples[sample.compute_resource] = (
+            [*times[-KEPT_SAMPLES + 1 :], sample.time_ns],
+            [*kept[-KEPT_SAMPLES + 1 :], sample],
+        )
+
+    def identity(self, source: SourceInfo) -> tuple[dict[str, Any], ComputeResource | None]:
+        """Return the attributes that name a source's device, and the compute resource."""
+        known = self._resolved.get(id(source))
+        if known is None or known[0] is not source:
+            resource = self.provider.resolve(source) if self.provider else None
+            known = (source, self._identity(source, resource), resource)
+            self._resolved[id(source)] = known
+        return known[1], known[2]
+
+    def _identity(self, source: SourceInfo, resource: ComputeResource | None) -> dict[str, Any]:
+        if resource is None or self.provider is None:
+            return {**_UNAVAILABLE, names.GPU_CONTEXT: context_id(source)}
+        return {
+            names.HW_ID: resource.gpu.uuid,
+            names.HW_NAME: resource.gpu.name,
+            names.GPU_COMPUTE_RESOURCE: resource.id,
+            names.GPU_CONTEXT: context_id(source),
+            names.GPU_PROVENANCE: self.provider.provenance,
+        }
+
+    def annotate(self, source: SourceInfo, start_ns: int, end_ns: int) -> dict[str, Any]:
+        """Return identity and mean readings of a source's device over ``[start_ns, end_ns]`` (epoch)."""
+        identity, resource = self.identity(source)
+        found = dict(identity)
+        samples = self._between(resource.id, start_ns, end_ns) if resource else []
+        for name, field, kind in _MEANS:
+            values = [v for s in samples if (v := getattr(s, field)) is not None]
+            if values:
+                found[name] = kind(values[0] if len(values) == 1 else fmean(values))
+        return found
+
+    def _between(self, resource_id: str, start_ns: int, end_ns: int) -> list[GpuSample]:
+        times, samples = self._samples.get(resource_id, ([], []))
+        first, last = bisect_left(times, start_ns), bisect_right(times, end_ns)
+        if first == last:
+            first = max(0, first - 1)
+            # The reading before the span may be too old to say anything about it.
+            if first < len(times) and abs(start_ns - times[first]) > 3e9 * max(self._interval_s, 0.1):
+                return []
+        return samples[first : max(last, first + 1)]
+
+
+_MEANS: tuple[tuple[str, str, Callable[[float], float]], ...] = (
+    (names.GPU_UTILIZATION, "utilization", float),
+    (names.GPU_MEMORY_BYTES, "memory_used_bytes", int),
+    (names.GPU_POWER_W, "power_w", float),
+)
