@@ -6,6 +6,7 @@ loudly; a subclass under the same name breaks neither. Copies and pickles are of
 
 from __future__ import annotations
 
+import copyreg
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ __all__ = ["is_swapped", "original_class", "swap", "unswap"]
 
 _ORIGINAL = "_axonize_original"
 _subclasses: dict[type, type] = {}
+_newobj: Any = copyreg.__newobj__  # type: ignore[attr-defined]  # typeshed leaves it out
 
 
 def is_swapped(target: object) -> bool:
@@ -53,6 +55,9 @@ def _subclass(original: type[Any], overrides: dict[str, Any]) -> type:
         if isinstance(reduced, str):
             return reduced
         make, arguments, *rest = reduced
+        if make is _newobj:
+            # pickle insists that __newobj__ makes the object's own class.
+            make = original.__new__
         mine = type(self)
         return make, tuple(original if item is mine else item for item in arguments), *rest
 
