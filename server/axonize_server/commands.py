@@ -1,13 +1,13 @@
-"""The server part's commands: each parses its options, asks, and prints."""
+"""The commands that read back what is stored: each parses its options, asks the API, and prints."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from axonize_core.errors import AxonizeError
 from axonize_server import show
 from axonize_server.client import DEFAULT_API_URL, ApiClient, ApiError
 from axonize_server.waterfall import print_trace
@@ -15,21 +15,11 @@ from axonize_server.waterfall import print_trace
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["COMMANDS"]
+__all__ = ["batches", "demo", "requests", "trace"]
 
 _FULL_ID = 32
 _MOST = 1000
 _LISTED = 5
-
-
-class _Command(click.Command):
-    """Says an AxonizeError in one line instead of a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except AxonizeError as e:
-            raise click.ClickException(str(e)) from e
 
 
 _api = click.option(
@@ -54,7 +44,7 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command(cls=_Command)
+@click.command()
 @_filters
 @click.option("--model", help="Only this model.")
 @click.option("--status", type=click.Choice(["ok", "error"]), help="Only with this outcome.")
@@ -69,7 +59,7 @@ def requests(api: str, *, as_json: bool, **filters: str | int | None) -> None:
         show.print_requests(show.make_console(), found)
 
 
-@click.command(cls=_Command)
+@click.command()
 @click.argument("wanted", metavar="ID")
 @_as_json
 @_api
@@ -87,7 +77,7 @@ def trace(api: str, wanted: str, *, as_json: bool) -> None:
         print_trace(show.make_console(), found)
 
 
-@click.command(cls=_Command)
+@click.command()
 @_filters
 @click.option("--instance-id", help="Only of this serving process (service.instance.id).")
 @click.option("--request-seq", type=int, help="Only steps with this request; needs --instance-id.")
@@ -107,6 +97,24 @@ def batches(api: str, *, as_json: bool, members: bool, **filters: str | int | No
     for batch in found if members and not as_json else ():
         show.print_batch(console, batch)
         console.print()
+
+
+@click.command()
+@click.option(
+    "--requests", default=40, show_default=True, type=click.IntRange(4, _MOST // 2), help="How many to serve."
+)
+@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Keep the data here.")
+@click.option("--once", is_flag=True, help="End afterwards instead of keeping the collector running.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line of figures read back from the store.")
+def demo(requests: int, data_dir: Path | None, *, once: bool, as_json: bool) -> None:
+    """Serve a small model here and show what comes back from the store.
+
+    The model is made on the spot; nothing is downloaded. Without an NVIDIA GPU the device is simulated, and
+    labelled so wherever it appears.
+    """
+    from axonize_server.demo import DemoOptions, run  # noqa: PLC0415  no other command needs it
+
+    run(DemoOptions(requests=requests, data_dir=data_dir, once=once, as_json=as_json))
 
 
 def _trace_id(client: ApiClient, wanted: str) -> str:
@@ -133,6 +141,3 @@ def _only(wanted: str, found: Sequence[str]) -> str:
 
 def _print_json(answer: Any) -> None:
     click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
-
-
-COMMANDS = {command.name: command for command in (requests, trace, batches)}

@@ -12,17 +12,21 @@ import click
 
 from axonize_core import hookimpl
 
-__all__ = ["SUMMARIES", "axonize_register_commands"]
+__all__ = ["COMMANDS", "axonize_register_commands"]
 
-SUMMARIES = {
-    "requests": "List recent requests.",
-    "trace": "Show one request as a waterfall.",
-    "batches": "List engine steps and who shared them.",
+COMMANDS = {
+    "collector": ("axonize_server.commands_operate", "Receive OTLP, store it and answer questions."),
+    "migrate": ("axonize_server.commands_operate", "Bring store and registry to this version's schema."),
+    "requests": ("axonize_server.commands", "List recent requests, newest first."),
+    "trace": ("axonize_server.commands", "Show one request as a waterfall."),
+    "batches": ("axonize_server.commands", "List engine steps, newest first, and who shared them."),
+    "demo": ("axonize_server.commands", "Serve a small model here and show what comes back from the store."),
 }
+"""Module and summary of each command, so that listing them imports none."""
 
 
 class LazyCommand(click.Command):
-    """Stands for a command of ``axonize_server.commands`` until it is asked to run or to explain itself."""
+    """Stands for a command until it is asked to run or to explain itself."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -35,21 +39,20 @@ class LazyCommand(click.Command):
         return self._load().make_context(info_name, args, parent, **extra)
 
     def _load(self) -> click.Command:
+        name = str(self.name)
         try:
-            commands = import_module("axonize_server.commands")
+            module = import_module(COMMANDS[name][0])
         except ModuleNotFoundError as e:
-            if (e.name or "").partition(".")[0] in {"axonize_server", "axonize_core"}:
+            if (e.name or "").startswith("axonize"):
                 raise
-            raise click.ClickException(
-                f"axonize {self.name} needs {e.name}: pip install 'axonize[server,embedded]'"
-            ) from e
-        command = commands.COMMANDS[self.name]
-        assert isinstance(command, click.Command)  # noqa: S101  narrows a dynamic import
+            raise click.ClickException(f"axonize {name} needs {e.name}: pip install 'axonize[server,embedded]'") from e
+        command = getattr(module, name)
+        assert isinstance(command, click.Command)  # noqa: S101  narrows what an import by name gives
         return command
 
 
 @hookimpl
 def axonize_register_commands(cli: click.Group) -> None:
     """Add the server's commands to the group."""
-    for name, summary in SUMMARIES.items():
+    for name, (_, summary) in COMMANDS.items():
         cli.add_command(LazyCommand(name, help=summary))

@@ -7,6 +7,7 @@ columns go first when the width does not suffice. Piped, everything is printed a
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich import box
@@ -52,12 +53,13 @@ class Column(NamedTuple):
     shared: bool = False
 
 
-def make_console() -> Console:
-    """Return the console for stdout; piped it neither wraps nor colours."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
+def make_console(*, stderr: bool = False) -> Console:
+    """Return the console for stdout or stderr; piped it neither wraps nor colours."""
+    stream = sys.stderr if stderr else sys.stdout
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors="replace")
+    console = Console(highlight=False, stderr=stderr)
+    return console if console.is_terminal else Console(highlight=False, stderr=stderr, width=_PIPED_WIDTH)
 
 
 def print_requests(console: Console, requests: Sequence[Request]) -> None:

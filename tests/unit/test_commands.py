@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import NamedTuple
 
-import click
 import pytest
-from click.testing import CliRunner
 
+from axonize_core.cli import main
 from axonize_server import plugin
 from axonize_server.client import ApiClient, ApiUnreachableError
 from fix_api import api_batch, api_request, api_trace
@@ -17,13 +17,24 @@ from fix_api import api_batch, api_request, api_trace
 NOWHERE = "http://127.0.0.1:9"
 
 
+class Outcome(NamedTuple):
+    exit_code: int
+    output: str
+
+
 @pytest.fixture
-def run(monkeypatch):
-    """Run a command of the server part as ``axonize`` would."""
+def run(monkeypatch, capsys):
+    """Run ``axonize`` in this process; the output is stdout and stderr."""
     monkeypatch.delenv("AXONIZE_API_URL", raising=False)
-    cli = click.Group("axonize")
-    plugin.axonize_register_commands(cli)
-    return lambda *args: CliRunner().invoke(cli, args)
+
+    def run_it(*args):
+        monkeypatch.setattr(sys, "argv", ["axonize", *args])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        captured = capsys.readouterr()
+        return Outcome(exit_info.value.code or 0, captured.out + captured.err)
+
+    return run_it
 
 
 def test_requests_passes_its_filters_on(run, canned_api):
@@ -77,7 +88,7 @@ def test_none_or_several_traces_are_an_error(run, canned_api, wanted, said):
     """Nothing is guessed."""
     canned_api.answers["/api/v1/requests"] = 200, {"requests": [api_request(n) for n in range(7)]}
     result = run("trace", wanted, "--api", canned_api.url)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert said in result.output
 
 
@@ -103,7 +114,7 @@ def test_a_request_number_needs_its_process(run):
 def test_nobody_listening_is_one_line_with_the_next_step(run):
     """The address and the command that starts a collector are named."""
     result = run("requests", "--api", NOWHERE)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.output.count("\n") == 1
     assert NOWHERE in result.output
     assert "axonize collector" in result.output
@@ -123,7 +134,7 @@ def test_an_error_of_the_api_is_shown_as_it_says(run, canned_api):
         {"error": {"code": "bad_since", "message": "since 'x' is no duration"}},
     )
     canned_api.answers["/api/v1/batches"] = 500, b"oops"
-    assert run("requests", "--api", canned_api.url).output == "Error: since 'x' is no duration\n"
+    assert run("requests", "--api", canned_api.url).output == "axonize: since 'x' is no duration\n"
     assert "500 Internal Server Error" in run("batches", "--api", canned_api.url).output
 
 
@@ -145,11 +156,7 @@ def test_readiness_is_a_plain_answer(canned_api):
 @pytest.mark.parametrize("command", ["trace", "requests"])
 def test_without_the_extra_one_line_says_what_to_install(command):
     """A missing dependency is no traceback, and plain ``axonize`` still lists the commands."""
-    bare = (
-        "import sys; sys.modules['rich'] = sys.modules['pydantic'] = None\n"
-        "import click; from axonize_server import plugin\n"
-        "cli = click.Group('axonize'); plugin.axonize_register_commands(cli); cli(sys.argv[1:])"
-    )
+    bare = "import sys; sys.modules['rich'] = sys.modules['pydantic'] = None\nfrom axonize_core.cli import main; main()"
     python = [sys.executable, "-c", bare]
     result = subprocess.run([*python, command], capture_output=True, text=True, check=False)
     assert result.returncode == 1
@@ -161,13 +168,14 @@ def test_without_the_extra_one_line_says_what_to_install(command):
 def test_our_own_missing_module_is_not_taken_for_a_missing_extra(run, monkeypatch):
     """A broken installation is shown as such."""
     monkeypatch.setitem(sys.modules, "axonize_server.commands", None)
-    assert isinstance(run("requests").exception, ModuleNotFoundError)
+    with pytest.raises(ModuleNotFoundError):
+        run("requests")
 
 
 def test_every_listed_command_exists_and_explains_itself(run):
     """The list shown without loading anything agrees with the commands."""
     listed = run("--help").output
-    for name, summary in plugin.SUMMARIES.items():
+    for name, (_, summary) in plugin.COMMANDS.items():
         assert f"{name}  " in listed
         explained = run(name, "--help")
         assert explained.exit_code == 0, explained.output

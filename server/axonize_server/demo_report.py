@@ -1,0 +1,163 @@
+"""What came back from the store after the demo's load: figures, discrepancies, and how to show it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from axonize_server import show
+from axonize_server.client import DEFAULT_API_URL
+from axonize_server.waterfall import print_trace
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from axonize_server.client import ApiClient, Batch, Health, Request
+
+__all__ = ["Result", "discrepancies", "figures", "print_result", "read_back", "store_rows"]
+
+_POLL_S = 0.3
+_VISIBLE_WITHIN_S = 60.0
+_SINCE = "1h"
+_MOST = 1000
+_SHOWN = 15
+_LOSSES = ("dropped", "refused", "rejected", "lost", "failed")
+
+
+@dataclass(frozen=True)
+class Result:
+    """The load as the store has it; ``expected`` is how many requests were served."""
+
+    expected: int
+    requests: list[Request]
+    batches: list[Batch]
+    rows_before: dict[str, int]
+    rows: dict[str, int]
+    losses: dict[str, int]
+
+    def added(self, table: str) -> int:
+        """Return the rows the table gained."""
+        return self.rows.get(table, 0) - self.rows_before.get(table, 0)
+
+
+def read_back(client: ApiClient, run_id: str, expected: int, before: dict[str, int]) -> Result:
+    """Ask until all requests are visible and the store stopped growing, a minute at most."""
+    deadline = time.monotonic() + _VISIBLE_WITHIN_S
+    earlier: dict[str, int] = {}
+    while True:
+        health = client.health()
+        requests = _requests_of(client, run_id, expected)
+        rows = store_rows(health)
+        settled = len(requests) >= expected and rows == earlier and not health["spool"].get("segments")
+        if settled or time.monotonic() > deadline:
+            break
+        earlier = rows
+        time.sleep(_POLL_S)
+    return Result(expected, requests, _batches_of(client, requests), before, rows, _losses(health))
+
+
+def store_rows(health: Health) -> dict[str, int]:
+    """Return the rows by table."""
+    return {table: int(rows) for table, rows in health["store"].get("rows", {}).items()}
+
+
+def figures(result: Result, served: dict[str, Any]) -> dict[str, Any]:
+    """Return the demo's one JSON line; all but the engine's own count of drops comes from the store."""
+    provenances = {row["gpu_provenance"] for row in (*result.requests, *result.batches)} - {None, ""}
+    return {
+        "requests": len(result.requests),
+        "spans": result.added("spans"),
+        "batches": result.added("batches"),
+        "dropped": _dropped(result, served),
+        "store_rows": sum(result.rows.values()),
+        "gpu_provenance": ",".join(sorted(str(one) for one in provenances)) or "unavailable",
+    }
+
+
+def discrepancies(result: Result, served: dict[str, Any]) -> list[str]:
+    """Return in words what the store lacks or has too much of."""
+    wrong = []
+    if len(result.requests) != result.expected:
+        wrong.append(f"{len(result.requests)} of {result.expected} requests visible")
+    failed = sum(request["status"] == "error" for request in result.requests)
+    if failed != served["failed"]:
+        wrong.append(f"{failed} failed requests instead of {served['failed']}")
+    members = {member["request_seq"] for batch in result.batches for member in batch["members"]}
+    unshared = [r for r in result.requests if r["status"] == "ok" and r["request_seq"] not in members]
+    if unshared:
+        wrong.append(f"{len(unshared)} requests in no batch")
+    if dropped := _dropped(result, served):
+        wrong.append(f"{dropped} records dropped ({result.losses})")
+    return wrong
+
+
+def print_result(console: Console, client: ApiClient, result: Result) -> None:
+    """Show the requests, the slowest one's waterfall, the batch in which it began, and what to do next."""
+    _heading(console, "The requests, newest first", "axonize requests")
+    show.print_requests(console, result.requests[:_SHOWN])
+    if len(result.requests) > _SHOWN:
+        console.print(f"and {len(result.requests) - _SHOWN} more", style="dim")
+    slowest = max(result.requests, key=lambda r: r["duration_ms"] if r["status"] == "ok" else 0.0, default=None)
+    if slowest is None:
+        return
+    _heading(console, "The slowest of them", "axonize trace ID")
+    print_trace(console, client.trace(slowest["trace_id"]))
+    if shared := [batch for batch in result.batches if _first_step(batch, slowest)]:
+        _heading(console, "Who shared its first step", "axonize batches --members")
+        show.print_batch(console, shared[0])
+    _print_next(console, client, slowest)
+
+
+def _first_step(batch: Batch, request: Request) -> bool:
+    """Return whether this step prefilled that request."""
+    return any(
+        member["request_seq"] == request["request_seq"] and member["prefill_tokens"] for member in batch["members"]
+    )
+
+
+def _heading(console: Console, title: str, command: str) -> None:
+    console.print()
+    console.print(Text.assemble((title, "bold underline"), (f"   {command}", "dim")))
+    console.print()
+
+
+def _print_next(console: Console, client: ApiClient, request: Request) -> None:
+    api = "" if client.url == DEFAULT_API_URL else f" --api {client.url}"
+    _heading(console, "What next", "while the collector runs")
+    console.print(f"  axonize requests --status error{api}")
+    console.print(f"  axonize trace {request['request_id']}{api}")
+    console.print("  axonize doctor")
+    console.print("  your own model: pipe = axonize_hf.instrument(pipeline(...)), see docs/huggingface.md")
+
+
+def _requests_of(client: ApiClient, run_id: str, expected: int) -> list[Request]:
+    found = client.requests(limit=max(_MOST, expected), since=_SINCE)
+    return [request for request in found if (request["request_id"] or "").startswith(f"{run_id}-")]
+
+
+def _batches_of(client: ApiClient, requests: list[Request]) -> list[Batch]:
+    instances = {request["instance_id"] for request in requests}
+    return [
+        batch
+        for instance in sorted(one for one in instances if one)
+        for batch in client.batches(limit=_MOST, since=_SINCE, instance_id=instance)
+    ]
+
+
+def _losses(health: Health) -> dict[str, int]:
+    """Return the collector's counters of things it did not keep, where not zero."""
+    counters = health["counters"].items()
+    return {
+        name: int(value)
+        for name, value in counters
+        if isinstance(value, (int, float)) and value and any(word in name for word in _LOSSES)
+    }
+
+
+def _dropped(result: Result, served: dict[str, Any]) -> int:
+    """Return what was lost anywhere on the way: in the engine, in the agent (seen as incomplete), in the collector."""
+    incomplete = sum(bool(request["incomplete"]) for request in result.requests)
+    return int(served["dropped"]) + incomplete + sum(result.losses.values())
