@@ -1,0 +1,83 @@
+# `make demo` and `make test` need make and Python 3.10 to 3.13, nothing else: everything is put into .venv.
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.10 python3,\
+	$(shell $(name) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $(name))))
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := $(shell find axonize_core integrations server migrations -name '*.py' -o -name '*.sql' -o -name '*.proto')
+
+# The wheel is what is tested: the checkout must not come before it on sys.path.
+export PYTHONSAFEPATH := 1
+# pip's cache belongs to whoever runs make.
+export PIP_NO_INPUT := 1
+
+.PHONY: help demo test test-sdk test-server lint bench docs migrate clean
+
+help:
+	@echo "make demo         serve a small model here and see what comes back from the store"
+	@echo "make test         all tests, against the built wheel, with coverage"
+	@echo "make test-sdk     tests of what runs beside inference"
+	@echo "make test-server  tests of the collector"
+	@echo "make lint         ruff, mypy, import-linter"
+	@echo "make bench        the numbers, each beside its limit or peer"
+	@echo "make docs         regenerate what is generated"
+	@echo "make migrate      bring store and registry (AXONIZE_STORE, AXONIZE_REGISTRY) to this schema"
+	@echo "make clean        remove what make made"
+
+demo: $(VENV)/.wheel
+	$(BIN)/axonize demo $(DEMO)
+
+test: $(VENV)/.wheel $(VENV)/.tools
+	rm -f .coverage .coverage.*
+	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report= $(TESTS)
+	$(BIN)/coverage report --fail-under=90
+	$(BIN)/coverage report --fail-under=100 --include='*/axonize_core/recorder.py,*/axonize_core/frames.py,*/axonize_core/timeline.py,*/axonize_server/spool.py'
+
+test-sdk: $(VENV)/.wheel $(VENV)/.tools
+	$(BIN)/pytest -n 2 --dist loadfile -m "not server" $(TESTS)
+
+test-server: $(VENV)/.wheel $(VENV)/.tools
+	$(BIN)/pytest -n 2 --dist loadfile -m server $(TESTS)
+
+lint: $(VENV)/.wheel $(VENV)/.tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.wheel $(VENV)/.tools
+	$(BIN)/python tests/benchmark/run.py $(BENCH)
+
+docs: $(VENV)/.wheel
+	$(BIN)/python -m axonize_server.settings --env-example > .env.example
+	$(BIN)/python -m axonize_server.settings --docs > docs/collector-settings.md
+
+migrate: $(VENV)/.wheel
+	$(BIN)/axonize migrate
+
+clean:
+	rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .tox
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per layer: the environment, the package's dependencies and the demo's host frameworks, the tools, the wheel.
+$(VENV)/.made:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.10 to 3.13 found; name one: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.deps: $(VENV)/.made pyproject.toml
+	$(PIP) install -q '.[embedded,grpc]' --group hosts
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.deps
+	$(PIP) install -q --group test --group lint
+	@touch $@
+
+$(VENV)/.wheel: $(VENV)/.deps $(SOURCES)
+	rm -rf build/wheel
+	$(PIP) wheel -q --no-deps --wheel-dir build/wheel .
+	$(PIP) install -q --no-deps --force-reinstall build/wheel/axonize-*.whl
+	@touch $@

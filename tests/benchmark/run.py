@@ -1,0 +1,39 @@
+"""``make bench``: run every bench_*.py beside this file and print one table; ``run.py NAME…`` runs some.
+
+Exits with 1 when a number misses its target.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from importlib import import_module
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from bench_table import print_table  # noqa: E402  its folder is put on the path above
+
+
+def main(wanted: list[str]) -> int:
+    """Return how many numbers missed their target or could not be measured."""
+    names = [path.stem for path in sorted(HERE.glob("bench_*.py")) if path.stem != "bench_table"]
+    rows, broken = [], []
+    for name in names:
+        if wanted and name.removeprefix("bench_") not in wanted:
+            continue
+        print(f"{name} …", file=sys.stderr, flush=True)
+        try:
+            rows += import_module(name).run()
+        except Exception:
+            traceback.print_exc()
+            broken.append(name)
+    print_table(rows)
+    missed = [row.name for row in rows if not row.met]
+    print(f"\n{len(rows) - len(missed)} of {len(rows)} met{f'; could not run: {broken}' if broken else ''}")
+    return len(missed) + len(broken)
+
+
+if __name__ == "__main__":
+    sys.exit(bool(main(sys.argv[1:])))
