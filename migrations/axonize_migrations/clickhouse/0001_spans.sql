@@ -1,0 +1,99 @@
+-- Every span of every client. What OTLP carries comes back from here equal, attribute by attribute:
+-- the five maps of a level together hold all of its attributes. The columns with a DEFAULT repeat what
+-- questions are asked about; they are derived from the maps and never the other way round.
+-- statement
+CREATE TABLE IF NOT EXISTS {database}.spans {on_cluster}
+(
+    tenant LowCardinality(String),
+    service LowCardinality(String) DEFAULT resource_string['service.name'],
+    model LowCardinality(String) DEFAULT attrs_string['gen_ai.request.model'],
+    start_time DateTime64(9, 'UTC') CODEC(Delta(8), ZSTD(3)),
+    trace_id FixedString(16) CODEC(ZSTD(3)),
+    span_id FixedString(8) CODEC(ZSTD(3)),
+    parent_span_id FixedString(8) CODEC(ZSTD(3)),
+    trace_state LowCardinality(String),
+    flags UInt32 CODEC(ZSTD(1)),
+    name LowCardinality(String),
+    kind Int32 CODEC(ZSTD(1)),
+    duration_ns Int64 CODEC(T64, ZSTD(3)),
+    status_code Int32 CODEC(ZSTD(1)),
+    status_message String CODEC(ZSTD(3)),
+    attrs_string Map(LowCardinality(String), String) CODEC(ZSTD(3)),
+    attrs_int Map(LowCardinality(String), Int64) CODEC(ZSTD(3)),
+    attrs_float Map(LowCardinality(String), Float64) CODEC(ZSTD(3)),
+    attrs_bool Map(LowCardinality(String), Bool) CODEC(ZSTD(3)),
+    attrs_raw Map(LowCardinality(String), String) CODEC(ZSTD(3)),
+    attrs_dropped UInt32 CODEC(ZSTD(1)),
+    events Nested
+    (
+        time DateTime64(9, 'UTC'),
+        name LowCardinality(String),
+        attrs Array(String),
+        dropped UInt32
+    ),
+    events_dropped UInt32 CODEC(ZSTD(1)),
+    links Nested
+    (
+        trace_id FixedString(16),
+        span_id FixedString(8),
+        trace_state LowCardinality(String),
+        attrs Array(String),
+        dropped UInt32,
+        flags UInt32
+    ),
+    links_dropped UInt32 CODEC(ZSTD(1)),
+    scope_name LowCardinality(String),
+    scope_version LowCardinality(String),
+    scope_attrs Array(String) CODEC(ZSTD(3)),
+    scope_dropped UInt32 CODEC(ZSTD(1)),
+    scope_schema_url LowCardinality(String),
+    resource_string Map(LowCardinality(String), String) CODEC(ZSTD(3)),
+    resource_int Map(LowCardinality(String), Int64) CODEC(ZSTD(3)),
+    resource_float Map(LowCardinality(String), Float64) CODEC(ZSTD(3)),
+    resource_bool Map(LowCardinality(String), Bool) CODEC(ZSTD(3)),
+    resource_raw Map(LowCardinality(String), String) CODEC(ZSTD(3)),
+    resource_dropped UInt32 CODEC(ZSTD(1)),
+    resource_schema_url LowCardinality(String),
+    instance_id LowCardinality(String) DEFAULT resource_string['service.instance.id'],
+    phase LowCardinality(String) DEFAULT attrs_string['ai.phase'],
+    engine LowCardinality(String) DEFAULT attrs_string['ai.engine'],
+    operation LowCardinality(String) DEFAULT attrs_string['gen_ai.operation.name'],
+    error_type LowCardinality(String) DEFAULT attrs_string['error.type'],
+    hw_id LowCardinality(String) DEFAULT attrs_string['hw.id'],
+    compute_resource LowCardinality(String) DEFAULT attrs_string['gpu.compute_resource.id'],
+    gpu_provenance LowCardinality(String) DEFAULT attrs_string['gpu.provenance'],
+    -- The first string of an OTLP ArrayValue ('a', tag, length, tag, length, text), as long as lengths fit one byte.
+    finish_reason LowCardinality(String) DEFAULT if(
+        startsWith(attrs_raw['gen_ai.response.finish_reasons'], 'a\n')
+            AND substring(attrs_raw['gen_ai.response.finish_reasons'], 4, 1) = '\n',
+        substring(
+            attrs_raw['gen_ai.response.finish_reasons'],
+            6,
+            reinterpretAsUInt8(substring(attrs_raw['gen_ai.response.finish_reasons'], 5, 1))),
+        ''),
+    incomplete Bool DEFAULT attrs_bool['ai.incomplete'],
+    request_seq Nullable(Int64) DEFAULT
+        if(mapContains(attrs_int, 'ai.request.seq'), attrs_int['ai.request.seq'], NULL) CODEC(Delta(8), ZSTD(3)),
+    input_tokens Nullable(Int64) DEFAULT
+        if(mapContains(attrs_int, 'gen_ai.usage.input_tokens'), attrs_int['gen_ai.usage.input_tokens'], NULL)
+        CODEC(T64, ZSTD(3)),
+    output_tokens Nullable(Int64) DEFAULT
+        if(mapContains(attrs_int, 'gen_ai.usage.output_tokens'), attrs_int['gen_ai.usage.output_tokens'], NULL)
+        CODEC(T64, ZSTD(3)),
+    queue_ms Nullable(Float32) DEFAULT
+        if(mapContains(attrs_float, 'gen_ai.latency.time_in_queue'),
+           attrs_float['gen_ai.latency.time_in_queue'] * 1000, NULL) CODEC(ZSTD(3)),
+    ttft_ms Nullable(Float32) DEFAULT
+        if(mapContains(attrs_float, 'gen_ai.latency.time_to_first_token'),
+           attrs_float['gen_ai.latency.time_to_first_token'] * 1000, NULL) CODEC(ZSTD(3)),
+    tpot_ms Nullable(Float32) DEFAULT
+        if(mapContains(attrs_float, 'gen_ai.latency.time_per_output_token'),
+           attrs_float['gen_ai.latency.time_per_output_token'] * 1000, NULL) CODEC(ZSTD(3)),
+    request_id String ALIAS attrs_string['ai.request.id'],
+    INDEX by_trace trace_id TYPE bloom_filter(0.001) GRANULARITY 1
+)
+ENGINE = {engine:MergeTree}
+PARTITION BY toDate(start_time)
+ORDER BY (tenant, service, model, toStartOfMinute(start_time), trace_id, start_time)
+TTL toDateTime(start_time) + INTERVAL {ttl_spans_days} DAY
+SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = {dedup_window};

@@ -1,0 +1,210 @@
+"""The store: ClickHouse, in this process (chDB) or a server over HTTP, through one class."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import clickhouse_connect
+from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError
+
+from axonize_core.errors import ConfigurationError, StoreError
+from axonize_server.store import explode
+from axonize_server.store.dsn import Dsn, parse_dsn
+from axonize_server.store.schema import proto
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+
+    from clickhouse_connect.driver.client import Client
+
+__all__ = ["MINIMUM_VERSION", "ClickHouseStore", "SegmentRefusedError", "StoreUnreachableError"]
+
+MINIMUM_VERSION = (25, 6)
+"""The first release that takes a protobuf schema inside a statement."""
+
+_PARTITIONS_PER_INSERT = 1000
+_CHUNK_BYTES = 1 << 20
+# Errors about the data itself, by ClickHouse's numbers: no later attempt can end otherwise. They are raised while
+# the segment is read or converted, before its single block reaches the table.
+_DATA_ERRORS = {6, 27, 32, 33, 36, 53, 69, 117, 131, 407, 434, 437, 444, 683}
+
+
+class StoreUnreachableError(StoreError):
+    """Nobody answered, or the answer was not about the data: the same may succeed later."""
+
+
+class SegmentRefusedError(StoreError):
+    """ClickHouse cannot make rows of this segment."""
+
+
+class ClickHouseStore:
+    """One database in ClickHouse; safe to use from many threads (each gets a connection of its own).
+
+    For `chdb` the directory belongs to one process, and that process must not fork afterwards.
+    """
+
+    def __init__(self, dsn: str | Dsn) -> None:
+        """Connect and check the version.
+
+        Raises:
+            ConfigurationError: The address cannot be used, or the server is too old.
+            StoreUnreachableError: Nobody answers, or another process holds the directory.
+        """
+        self.dsn = parse_dsn(dsn) if isinstance(dsn, str) else dsn
+        self.database = self.dsn.database
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._clients: list[Client] = []
+        self.version = str(self._client().server_version)
+        _check_version(self.version)
+
+    def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Give the rows of a query; `{name:Type}` in it is bound by the server.
+
+        Raises:
+            StoreUnreachableError: Nobody answers, or ClickHouse refuses.
+        """
+        try:
+            return list(self._client().query(sql, parameters=dict(parameters or {})).named_results())
+        except ClickHouseError as e:
+            raise StoreUnreachableError(f"store {self.dsn.text!r}: {e}") from e
+
+    def command(self, sql: str) -> None:
+        """Run a statement that has no rows to give (DDL).
+
+        Raises:
+            StoreError: Nobody answers, or ClickHouse refuses.
+        """
+        try:
+            self._client().command(sql)
+        except ClickHouseError as e:
+            raise StoreError(f"store {self.dsn.text!r}: {e}") from e
+
+    def insert(self, path: Path, signal: str, token: str, settings: Mapping[str, int] | None = None) -> None:
+        """Insert a segment, at most once per token however often it is asked for.
+
+        Args:
+            path: the segment: length-delimited OTLP requests.
+            signal: `traces` or `metrics`.
+            token: identifies the segment (its id).
+            settings: insert settings frozen in the segment; they decide how it is split into blocks.
+
+        Raises:
+            SegmentRefusedError: The data cannot be stored, now or later.
+            StoreUnreachableError: Anything else; ask again.
+        """
+        clause = _clause({**(settings or {}), **_format(signal), **_PINNED, "insert_deduplication_token": token})
+        try:
+            if self.dsn.scheme == "chdb":
+                self._client().command(
+                    self._statement(signal, f"file({_quote(str(path))}, Protobuf, '{{structure}}')", clause)
+                )
+            else:
+                self._send(path, self._statement(signal, "input('{structure}')", clause))
+        except DatabaseError as e:
+            if e.code in _DATA_ERRORS:
+                raise SegmentRefusedError(f"segment {path.name!r}: {e}") from e
+            raise StoreUnreachableError(f"store {self.dsn.text!r}: {e}") from e
+        except ClickHouseError as e:
+            raise StoreUnreachableError(f"store {self.dsn.text!r}: {e}") from e
+
+    def _statement(self, signal: str, source: str, clause: str) -> str:
+        return explode.insert(signal, self.database, source, clause)
+
+    def _send(self, path: Path, statement: str) -> None:
+        """Post statement and segment as one body: a URL may be too short for the statement."""
+        with path.open("rb") as segment:
+            body = _body(statement, segment)
+            self._client().raw_insert("", insert_block=body, fmt="Protobuf")
+
+    def rows(self) -> dict[str, int]:
+        """Give the number of rows in each table, as the parts' headers say."""
+        found = self.query(
+            "SELECT name, toUInt64(ifNull(total_rows, 0)) AS n FROM system.tables"
+            " WHERE database = {database:String} AND engine LIKE '%MergeTree' ORDER BY name",
+            {"database": self.database},
+        )
+        return {row["name"]: row["n"] for row in found}
+
+    def ping(self) -> bool:
+        """Say whether the store answers now."""
+        try:
+            return self.query("SELECT 1 AS one") == [{"one": 1}]
+        except StoreError:
+            return False
+
+    def close(self) -> None:
+        """Close the connections of all threads; the store is not used after this."""
+        with self._lock:
+            clients, self._clients = self._clients, []
+        for client in clients:
+            client.close()
+
+    def _client(self) -> Client:
+        client: Client | None = getattr(self._local, "client", None)
+        if client is None:
+            client = _connect(self.dsn)
+            self._local.client = client
+            with self._lock:
+                self._clients.append(client)
+        return client
+
+
+# Not for a segment to decide: what a statement needs to be taken at all.
+_PINNED = {"async_insert": 0, "max_partitions_per_insert_block": _PARTITIONS_PER_INSERT}
+
+
+def _format(signal: str) -> dict[str, str]:
+    return {
+        "format_schema_source": "string",
+        "format_schema": proto(signal),
+        "format_schema_message_name": "Segment",
+    }
+
+
+def _clause(settings: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} = {_quote(str(value))}" for name, value in settings.items())
+
+
+def _quote(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _body(statement: str, segment: BinaryIO) -> Generator[bytes, None, None]:
+    yield f"{statement}\nFORMAT Protobuf\n".encode()
+    while chunk := segment.read(_CHUNK_BYTES):
+        yield chunk
+
+
+def _connect(dsn: Dsn) -> Client:
+    try:
+        return _connect_chdb(dsn) if dsn.scheme == "chdb" else _connect_http(dsn)
+    except (ClickHouseError, OSError) as e:
+        raise StoreUnreachableError(f"store {dsn.text!r} cannot be opened: {e}") from e
+    except ImportError as e:
+        raise ConfigurationError(f"store {dsn.text!r} needs chdb: pip install 'axonize[embedded]'") from e
+
+
+def _connect_chdb(dsn: Dsn) -> Client:
+    """Open the engine's directory; its time zone is that of the process, and ours is UTC."""
+    os.environ["TZ"] = "UTC"
+    time.tzset()
+    Path(dsn.path).mkdir(parents=True, exist_ok=True)
+    return clickhouse_connect.get_client(interface="chdb", path=dsn.path)
+
+
+def _connect_http(dsn: Dsn) -> Client:
+    """Connect without a session: a session allows one query at a time."""
+    return clickhouse_connect.get_client(dsn=dsn.url, autogenerate_session_id=False)
+
+
+def _check_version(version: str) -> None:
+    found = tuple(int(part) for part in version.split(".")[:2])
+    if found < MINIMUM_VERSION:
+        minimum = ".".join(map(str, MINIMUM_VERSION))
+        raise ConfigurationError(f"ClickHouse {version!r} is too old: Axonize needs {minimum} or later")

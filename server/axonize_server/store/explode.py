@@ -1,0 +1,136 @@
+"""The one statement per signal that turns a segment of OTLP requests into rows.
+
+ClickHouse parses the protobuf and opens it level by level. Each level is made into columns before the next one
+multiplies its rows: the maps of a resource are built once per resource, not once per span.
+"""
+# ruff: noqa: S608  - every name in these statements is ours, or a checked identifier
+
+from __future__ import annotations
+
+from axonize_server.store.points import POINT, POINTS
+from axonize_server.store.schema import structure
+
+__all__ = ["TABLES", "insert"]
+
+TABLES = {"traces": "spans", "metrics": "metrics"}
+"""The table each signal's segments go to; also what OTLP calls the records of a scope."""
+
+_KINDS = {
+    "string": ("string_value", "String"),
+    "int": ("int_value", "Int64"),
+    "float": ("double_value", "Float64"),
+    "bool": ("bool_value", "Bool"),
+}
+# What has no scalar type: a letter for its kind, then its bytes as they came.
+_RAW = (
+    "multiIf(isNotNull(x.value.array_value), concat('a', assumeNotNull(x.value.array_value)),"
+    " isNotNull(x.value.kvlist_value), concat('k', assumeNotNull(x.value.kvlist_value)),"
+    " isNotNull(x.value.bytes_value), concat('b', assumeNotNull(x.value.bytes_value)), 'u')"
+)
+
+
+def insert(signal: str, database: str, source: str, settings: str) -> str:
+    """Give the INSERT … SELECT of a signal.
+
+    Args:
+        signal: `traces` or `metrics`.
+        database: where the tables are; a checked identifier.
+        source: the table function to read, with `{structure}` where its columns go.
+        settings: `name = value, …`.
+    """
+    records, opening = _RECORDS[signal]
+    columns = {**_ENVELOPE, **records}
+    return (
+        f"INSERT INTO {database}.{TABLES[signal]} ({', '.join(columns)}) SETTINGS {settings}\n"
+        f"SELECT {', '.join(columns.values())}\n"
+        f"FROM ({_scopes(signal, source)})\n{opening}"
+    )
+
+
+def _scopes(signal: str, source: str) -> str:
+    """Give one row per scope, with its resource's maps beside it and its records as an array."""
+    kind = TABLES[signal]
+    reader = source.replace("{structure}", structure(signal))
+    resource = ", ".join(f"{sql} AS {name}" for name, sql in _maps("resource", "r.resource.attributes").items())
+    requests = f"SELECT tenant[-1] AS tenant, resource_{kind} AS resources FROM {reader}"
+    resources = (
+        f"SELECT tenant, {resource}, r.resource.dropped_attributes_count AS resource_dropped,"
+        f" r.schema_url AS resource_schema_url, r.scope_{kind} AS scopes FROM ({requests}) ARRAY JOIN resources AS r"
+    )
+    return (
+        f"SELECT {', '.join(_RESOURCE)}, c.scope AS scope, c.schema_url AS scope_schema_url,"
+        f" c.{kind} AS records FROM ({resources}) ARRAY JOIN scopes AS c"
+    )
+
+
+def _maps(prefix: str, attributes: str) -> dict[str, str]:
+    """Give the five maps of a list of attributes, which together hold all of them."""
+    maps = {
+        f"{prefix}_{kind}": _map(f"assumeNotNull(x.value.{field})", f"isNotNull(x.value.{field})", attributes, sql)
+        for kind, (field, sql) in _KINDS.items()
+    }
+    no_scalar = " AND ".join(f"isNull(x.value.{field})" for field, _ in _KINDS.values())
+    return {**maps, f"{prefix}_raw": _map(_RAW, no_scalar, attributes, "String")}
+
+
+def _map(value: str, condition: str, attributes: str, sql_type: str) -> str:
+    return (
+        f"CAST(arrayMap(x -> (x.key, {value}), arrayFilter(x -> {condition}, {attributes})),"
+        f" 'Map(LowCardinality(String), {sql_type})')"
+    )
+
+
+def _time(nanoseconds: str) -> str:
+    return f"fromUnixTimestamp64Nano(toInt64({nanoseconds}), 'UTC')"
+
+
+_RESOURCE = ("tenant", "resource_schema_url", "resource_dropped", *_maps("resource", ""))
+_ENVELOPE = {
+    **{name: name for name in _RESOURCE},
+    "scope_name": "scope.name",
+    "scope_version": "scope.version",
+    "scope_attrs": "scope.attributes",
+    "scope_dropped": "scope.dropped_attributes_count",
+    "scope_schema_url": "scope_schema_url",
+}
+_SPAN = {
+    "trace_id": "toFixedString(s.trace_id, 16)",
+    "span_id": "toFixedString(s.span_id, 8)",
+    "parent_span_id": "toFixedString(s.parent_span_id, 8)",
+    "trace_state": "s.trace_state",
+    "flags": "s.flags",
+    "name": "s.name",
+    "kind": "s.kind",
+    "start_time": _time("s.start_time_unix_nano"),
+    "duration_ns": "toInt64(s.end_time_unix_nano - s.start_time_unix_nano)",
+    "status_code": "s.status.code",
+    "status_message": "s.status.message",
+    **_maps("attrs", "s.attributes"),
+    "attrs_dropped": "s.dropped_attributes_count",
+    "events.time": f"arrayMap(e -> {_time('e.time_unix_nano')}, s.events)",
+    "events.name": "arrayMap(e -> e.name, s.events)",
+    "events.attrs": "arrayMap(e -> e.attributes, s.events)",
+    "events.dropped": "arrayMap(e -> e.dropped_attributes_count, s.events)",
+    "events_dropped": "s.dropped_events_count",
+    "links.trace_id": "arrayMap(l -> toFixedString(l.trace_id, 16), s.links)",
+    "links.span_id": "arrayMap(l -> toFixedString(l.span_id, 8), s.links)",
+    "links.trace_state": "arrayMap(l -> l.trace_state, s.links)",
+    "links.attrs": "arrayMap(l -> l.attributes, s.links)",
+    "links.dropped": "arrayMap(l -> l.dropped_attributes_count, s.links)",
+    "links.flags": "arrayMap(l -> l.flags, s.links)",
+    "links_dropped": "s.dropped_links_count",
+}
+_METRIC = {
+    "name": "m.name",
+    "unit": "m.unit",
+    "description": "m.description",
+    "metadata": "m.metadata",
+    **{name: f"p.{position}" for position, name in enumerate(POINT, 1) if name not in ("attributes", "start", "time")},
+    **_maps("attrs", f"p.{POINT.index('attributes') + 1}"),
+    "start_time": _time(f"p.{POINT.index('start') + 1}"),
+    "time": _time(f"p.{POINT.index('time') + 1}"),
+}
+_RECORDS = {
+    "traces": (_SPAN, "ARRAY JOIN records AS s"),
+    "metrics": (_METRIC, f"ARRAY JOIN records AS m ARRAY JOIN {POINTS} AS p"),
+}

@@ -1,0 +1,186 @@
+"""ClickHouse's HTTP interface over the engine in this process, as far as clickhouse-connect needs it.
+
+It stands in for a server: statements in URL or body, settings and parameters, compressed and chunked bodies,
+inserts of data and INSERT … SELECT … FROM input(…), errors with their codes. It cannot stand in for a
+server's scheduling, authentication or replication. `faults` makes the next answers fail.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import tempfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, urlsplit
+
+import chdb
+import lz4.frame
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+__all__ = ["Front"]
+
+_FORMAT = re.compile(rb"\bFORMAT\s+(\w+)\s*;?\s*$", re.IGNORECASE)
+_DATA = re.compile(rb"^(INSERT\s.*?\bFORMAT\s+(\w+))[ \t]*\r?\n", re.IGNORECASE | re.DOTALL)
+_INPUT = re.compile(rb"\binput\(")
+_OURS = {
+    "query",
+    "database",
+    "session_id",
+    "session_timeout",
+    "session_check",
+    "query_id",
+    "client_protocol_version",
+    "compress",
+    "decompress",
+    "enable_http_compression",
+    "wait_end_of_query",
+    "send_progress_in_http_headers",
+    "http_headers_progress_interval_ms",
+    "role",
+    "quota_key",
+    "buffer_size",
+    "default_format",
+}
+
+
+class Front:
+    """A server on 127.0.0.1 and a free port, for the engine at a directory; used as a context manager."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.faults: list[int] = []
+        """Statuses to answer next instead of the truth."""
+        self.statements: list[bytes] = []
+        """What was asked, without data."""
+
+    def __enter__(self) -> Self:
+        handler = type("Handler", (_Handler,), {"front": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = False
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 5
+    front: Front
+
+    def do_GET(self) -> None:
+        """Answer /ping and queries in the URL."""
+        if urlsplit(self.path).path == "/ping":
+            self._answer(200, b"Ok.\n", {})
+        else:
+            self.do_POST()
+
+    def do_POST(self) -> None:
+        """Run one statement."""
+        body = self._body()
+        if self.front.faults:
+            self._answer(self.front.faults.pop(0), b"broken on purpose", {})
+            return
+        options = dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True))
+        try:
+            data, name = self._run(options, body)
+        except Exception as e:
+            text = str(e)
+            code = re.search(r"Code: (\d+)", text)
+            self._answer(500, text.encode(), {"X-ClickHouse-Exception-Code": code[1] if code else "1002"})
+            return
+        self._answer(
+            200, data, {"X-ClickHouse-Format": name, "X-ClickHouse-Timezone": "UTC", "X-ClickHouse-Summary": "{}"}
+        )
+
+    def _run(self, options: dict[str, str], body: bytes) -> tuple[bytes, str]:
+        asked = options.get("query", "").encode()
+        whole = asked + b"\n" + body if asked else body
+        insert = _DATA.match(whole)
+        connection = chdb.connect(self.front.path)
+        try:
+            if "database" in options and options["database"] != "__default__":
+                connection.query(f"USE `{options['database']}`")
+            for name, value in options.items():
+                if name not in _OURS and not name.startswith("param_"):
+                    connection.query(f"SET {name} = {_quote(value)}")
+            if insert:
+                self.front.statements.append(insert[1])
+                return _insert(connection, insert[1], insert[2], whole[insert.end() :])
+            self.front.statements.append(whole)
+            parameters = {name[6:]: value for name, value in options.items() if name.startswith("param_")}
+            name = found[1].decode() if (found := _FORMAT.search(whole)) else "TabSeparated"
+            result = connection.query(whole.decode(), name, params=parameters)
+            return result.bytes() or b"", name
+        finally:
+            connection.close()
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            body = b""
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        return _inflate(body, self.headers.get("Content-Encoding", ""))
+
+    def _answer(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+        accepted = self.headers.get("Accept-Encoding", "")
+        if "enable_http_compression=1" in self.path and "gzip" in accepted and status == 200:
+            data, headers = gzip.compress(data), {**headers, "Content-Encoding": "gzip"}
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing."""
+
+
+def _insert(connection: chdb.state.Connection, statement: bytes, name: bytes, data: bytes) -> tuple[bytes, str]:
+    """Hand the data over as a file: INSERT … FORMAT X by FROM INFILE, input(…) by file(…)."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "data")
+        file.write_bytes(data)
+        path = _quote(str(file))
+        if _INPUT.search(statement):
+            sql = _INPUT.sub(f"file({path}, {name.decode()}, ".encode(), statement)
+            sql = _FORMAT.sub(b"", sql)
+        else:
+            sql = _FORMAT.sub(f"FROM INFILE {path} FORMAT {name.decode()}".encode(), statement)
+        connection.query(sql.decode())
+    return b"", "TabSeparated"
+
+
+def _inflate(body: bytes, encoding: str) -> bytes:
+    """Inflate all of the concatenated frames, not just the first."""
+    if encoding == "gzip":
+        return gzip.decompress(body)
+    out = b""
+    while encoding == "lz4" and body:
+        frame = lz4.frame.LZ4FrameDecompressor()
+        out += frame.decompress(body)
+        body = frame.unused_data or b""
+    return out or body
+
+
+def _quote(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
