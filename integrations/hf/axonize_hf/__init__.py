@@ -6,6 +6,6 @@ Importing this package imports neither torch nor transformers.
 from __future__ import annotations
 
 from axonize_hf.context import RequestContext, request, requests
-from axonize_hf.instrument import instrument, uninstrument
+from axonize_hf.instrumentation import instrument, uninstrument
 
 __all__ = ["RequestContext", "instrument", "request", "requests", "uninstrument"]

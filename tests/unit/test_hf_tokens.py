@@ -1,0 +1,37 @@
+"""Counting tokens of rows."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from axonize_hf.tokens import StopRules, count_rows, host_rows, row_lengths
+
+EOS, PAD = 2, 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "rules", "expected"),
+    [
+        ([[5, 6, 7]], StopRules(frozenset({EOS}), PAD, 3), (3, "length")),
+        ([[5, EOS, PAD]], StopRules(frozenset({EOS}), PAD, 3), (2, "stop")),
+        ([[5, EOS, EOS]], StopRules(frozenset({EOS}), EOS, 3), (2, "stop")),
+        ([[5, 6, PAD]], StopRules(frozenset({EOS}), PAD, 3), (2, "stop")),
+        ([[5, 6]], StopRules(frozenset({EOS}), PAD, None), (2, "length")),
+        ([[5, 9, 9], [5, 8, 9]], StopRules(frozenset({8, 9}), None, 3), (4, "stop")),
+        ([[5, EOS, PAD], [5, 6, 7]], StopRules(frozenset({EOS}), PAD, 3), (5, "length")),
+        ([[]], StopRules(), (0, "length")),
+    ],
+)
+def test_rows_are_counted_up_to_their_end(rows, rules, expected):
+    """The end token counts, padding does not; a row that met neither the end nor the limit was stopped by other means."""
+    assert count_rows(rows, rules) == expected
+
+
+def test_nothing_is_read_from_a_device():
+    """Values on a device are not asked for: lengths are then the padded ones, and rows unknown."""
+    cuda = SimpleNamespace(type="cuda")
+    ids, mask = SimpleNamespace(shape=(2, 9), device=cuda), SimpleNamespace(ndim=2, shape=(2, 9), device=cuda)
+    assert row_lengths(ids, mask) == (9, 9)
+    assert host_rows(ids, 4) is None
