@@ -133,6 +133,23 @@ def bert_made(hf):
 
 
 @pytest.fixture
+def t5(hf):
+    """A tiny encoder-decoder with random weights."""
+    config = hf.T5Config(
+        vocab_size=VOCAB,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=2,
+    )
+    return _seeded(lambda: hf.T5ForConditionalGeneration(config))
+
+
+@pytest.fixture
 def llama(llama_made):
     """A tiny causal LM of one's own."""
     return copy.deepcopy(llama_made)

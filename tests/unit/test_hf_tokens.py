@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from axonize_hf.tokens import StopRules, count_rows, host_rows, row_lengths
@@ -29,9 +27,18 @@ def test_rows_are_counted_up_to_their_end(rows, rules, expected):
     assert count_rows(rows, rules) == expected
 
 
+def test_prompts_are_counted_by_their_mask():
+    """A mask in host memory tells the tokens without padding; without one the padded length counts."""
+    torch = pytest.importorskip("torch")
+    ids, mask = torch.zeros((2, 4), dtype=torch.long), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    assert row_lengths(ids, mask) == (4, 2)
+    assert row_lengths(ids, None) == (4, 4)
+    assert host_rows(ids, 3) == [[0], [0]]
+
+
 def test_nothing_is_read_from_a_device():
     """Values on a device are not asked for: lengths are then the padded ones, and rows unknown."""
-    cuda = SimpleNamespace(type="cuda")
-    ids, mask = SimpleNamespace(shape=(2, 9), device=cuda), SimpleNamespace(ndim=2, shape=(2, 9), device=cuda)
-    assert row_lengths(ids, mask) == (9, 9)
+    torch = pytest.importorskip("torch")
+    ids = torch.zeros((2, 9), dtype=torch.long, device="meta")  # a tensor without values: reading raises
+    assert row_lengths(ids, ids) == (9, 9)
     assert host_rows(ids, 4) is None

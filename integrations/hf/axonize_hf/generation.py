@@ -170,17 +170,15 @@ def _ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _prompt_tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | None, ...]:
     """Return each row's prompt tokens; None for inputs that are no tokens (audio, images)."""
-    ids = _ids(args, kwargs)
-    if ids is None:
-        ids = kwargs.get("inputs_embeds")
-    elif ids.ndim == 2 and not ids.is_floating_point():  # noqa: PLR2004 - [rows, tokens]
-        return row_lengths(ids, kwargs.get("attention_mask"))
-    if ids is None:
-        ids = next((v for v in kwargs.values() if hasattr(v, "is_floating_point") and v.is_floating_point()), None)
-        return (None,) * (1 if ids is None else ids.shape[0])
-    return (
-        row_lengths(ids, kwargs.get("attention_mask")) if ids is kwargs.get("inputs_embeds") else (None,) * ids.shape[0]
-    )
+    embeds = kwargs.get("inputs_embeds")
+    given = _ids(args, kwargs)
+    if given is None:
+        given = embeds
+    if given is not None and (given is embeds or not given.is_floating_point()):
+        return row_lengths(given, kwargs.get("attention_mask"))
+    if given is None:
+        given = next((v for v in kwargs.values() if hasattr(v, "is_floating_point") and v.ndim > 1), None)
+    return (None,) * (1 if given is None else given.shape[0])
 
 
 def _prefix(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
