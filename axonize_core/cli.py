@@ -19,7 +19,7 @@ __all__ = ["cli", "main"]
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="axonize")
 def cli() -> None:
-    r"""Observability for AI inference servers: joins requests with the GPUs that served them.
+    """Observability for AI inference servers: joins requests with the GPUs that served them.
 
     \b
     First steps:
@@ -27,7 +27,7 @@ def cli() -> None:
       axonize collector            receive spans and answer questions
       axonize requests             the latest requests
       axonize doctor               what is installed, connected, dropped and refused
-    """
+    """  # noqa: D301 - click wants the control character itself
 
 
 @cli.command()

@@ -101,10 +101,9 @@ class Recorder:
         try:
             if self._drainer is None:
                 self._start()
-                if len(self._queue) < self.capacity:
-                    self._queue.append((kind, handle, payload, self.clock()))
-                    return
-            self._drop()
+                self.emit(kind, handle, payload)
+            else:
+                self._drop()
         except Exception:  # noqa: BLE001 - nothing of ours may reach the engine
             self.count_error("recorder.start")
             self._drainer = _Nowhere()

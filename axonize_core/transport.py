@@ -199,6 +199,8 @@ class SocketTransport:
 
     def ready(self) -> bool:
         """Say whether a frame would be taken now; (re)connects when there is no agent."""
+        if self._connection is not None and self._agent_left(self._connection):
+            self._lose_agent()
         if self._connection is None and not self._reconnect():
             return False
         self._send()
@@ -241,12 +243,25 @@ class SocketTransport:
         except BlockingIOError:
             return
         except OSError:
-            self._recorder.count_error("transport.agent_lost")
-            self.close()
+            self._lose_agent()
             return
         del self._pending[:sent]
         if not self._pending:
             self._pending_records = 0
+
+    @staticmethod
+    def _agent_left(connection: socket.socket) -> bool:
+        """Say whether the agent closed its end; seen before a write, so that no record is written into the void."""
+        try:
+            return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def _lose_agent(self) -> None:
+        self._recorder.count_error("transport.agent_lost")
+        self.close()
 
     def _reconnect(self) -> bool:
         if self._clock() < self._next_try:

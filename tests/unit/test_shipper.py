@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from axonize_core.frames import Bye, FrameDecoder, Kind, Records
+from axonize_core.recorder import Recorder
+from axonize_core.shipper import CHUNK, Shipper
+
+
+class MemoryTransport:
+    """Keeps what it is given; can be away, and can fail."""
+
+    def __init__(self):
+        self.generation = 1
+        self.open = True
+        self.fail = False
+        self.frames = []
+        self.closed = False
+        self._decoder = FrameDecoder()
+
+    def ready(self):
+        return self.open
+
+    def write(self, frame, records):
+        if self.fail:
+            raise RuntimeError("boom")
+        self.frames += self._decoder.feed(frame)
+
+    def drained(self, timeout_s):
+        return True
+
+    def close(self):
+        self.closed = True
+
+    @property
+    def records(self):
+        return [r for f in self.frames if isinstance(f, Records) for r in f.records]
+
+
+@pytest.fixture
+def setup():
+    transport = MemoryTransport()
+    recorder = Recorder(10_000, lambda r: Shipper(r, transport))
+    yield recorder, transport
+    recorder.close(2)
+
+
+def test_records_arrive_in_order_and_are_numbered(setup):
+    """Frames carry the records in order, are numbered from 0, and carry both clocks."""
+    recorder, transport = setup
+    for handle in range(CHUNK * 3 + 5):
+        recorder.emit(Kind.REQUEST_END, handle, None)
+    assert recorder.flush(5)
+    assert [r[1] for r in transport.records] == list(range(CHUNK * 3 + 5))
+    frames = [f for f in transport.frames if isinstance(f, Records)]
+    assert [f.seq for f in frames] == list(range(len(frames)))
+    assert abs(frames[0].wall_ns - time.time_ns()) < 60e9
+
+
+def test_live_lists_are_shipped_while_they_grow_and_end_with_the_sentinel(setup):
+    """Steps of a run that lives are visible before it ends, each exactly once, and in order before RUN_END."""
+    recorder, transport = setup
+    times = [10, 20]
+    recorder.emit(Kind.RUN, 5, (1, (2,), (4,), "generate", times))
+    assert recorder.flush(5)
+    times.append(30)
+    assert recorder.flush(5)
+    times += [40, -50]
+    recorder.emit(Kind.RUN_END, 5, (4, None))
+    assert recorder.flush(5)
+    kinds = [r[0] for r in transport.records]
+    assert kinds[0] == Kind.RUN
+    assert kinds[-1] == Kind.RUN_END
+    shipped = [t for r in transport.records if r[0] == Kind.RUN_TIMES for t in r[2]]
+    assert shipped == [10, 20, 30, 40, -50]
+    assert transport.records[0][2] == [1, [2], [4], "generate"], "the list itself stays here"
+
+
+def test_a_run_whose_end_was_dropped_is_let_go(setup):
+    """The sentinel closes a live list even when RUN_END was lost."""
+    recorder, _transport = setup
+    times = [10, -20]
+    recorder.emit(Kind.RUN, 5, (1, (2,), (4,), "generate", times))
+    assert recorder.flush(5)
+    assert recorder._drainer._live == {}
+
+
+def test_while_the_agent_is_away_records_wait_and_then_go(setup):
+    """Nothing is taken from the queue that cannot be handed over."""
+    recorder, transport = setup
+    transport.open = False
+    recorder.emit(Kind.REQUEST_END, 1, None)
+    assert recorder.flush(0.3) is False
+    assert recorder.queued() == 1
+    transport.open = True
+    assert recorder.flush(5)
+    assert len(transport.records) == 1
+
+
+def test_a_transport_that_fills_up_stops_the_drain():
+    """When the transport takes no more in the middle of a slice, the rest stays queued."""
+
+    class OneFrame(MemoryTransport):
+        def ready(self):
+            return len(self.frames) < 1
+
+    transport = OneFrame()
+    recorder = Recorder(10_000, lambda r: Shipper(r, transport))
+    recorder.emit(Kind.REQUEST_END, 0, None)
+    shipper = recorder._drainer
+    for handle in range(1, CHUNK * 4):
+        recorder.emit(Kind.REQUEST_END, handle, None)
+    recorder.flush(0.3)
+    assert len(transport.records) <= CHUNK
+    assert recorder.queued() + len(transport.records) == CHUNK * 4
+    assert shipper._thread.is_alive()
+    recorder.close(0.2)
+
+
+def test_sources_and_numbers_begin_anew_with_a_new_agent(setup):
+    """A restarted agent is told every source again."""
+    recorder, transport = setup
+    recorder.source("transformers", "s", "m", "p", ("cpu", 0, None))
+    recorder.emit(Kind.REQUEST_END, 1, None)
+    assert recorder.flush(5)
+    transport.generation = 2
+    recorder.emit(Kind.REQUEST_END, 2, None)
+    assert recorder.flush(5)
+    first, last = transport.frames[0], transport.frames[-1]
+    assert len(first.sources) == 1 == len(last.sources)
+    assert last.seq == 0
+
+
+def test_drops_are_told_even_without_records(setup):
+    """The count of drops travels on its own when nothing else does."""
+    recorder, transport = setup
+    recorder.emit(Kind.REQUEST_END, 1, None)
+    assert recorder.flush(5)
+    recorder.count_dropped(4)
+    assert recorder.flush(5)
+    assert transport.frames[-1].dropped_total == 4
+    assert transport.frames[-1].records == []
+
+
+def test_a_failing_transport_is_counted_and_the_thread_lives_on(setup):
+    """An error of ours ends neither the thread nor anything of the engine's."""
+    recorder, transport = setup
+    transport.fail = True
+    recorder.emit(Kind.REQUEST_END, 1, None)
+    recorder.flush(0.3)
+    assert recorder.errors["shipper.drain"] >= 1
+    transport.fail = False
+    recorder.emit(Kind.REQUEST_END, 2, None)
+    assert recorder.flush(5)
+
+
+def test_close_says_goodbye():
+    """A process that ends on purpose says so, after its last record."""
+    transport = MemoryTransport()
+    recorder = Recorder(100, lambda r: Shipper(r, transport))
+    recorder.emit(Kind.REQUEST_END, 1, None)
+    assert recorder.close(5)
+    assert isinstance(transport.frames[-1], Bye)
+    assert transport.closed
+
+
+def test_long_backlogs_are_drained_in_slices(setup):
+    """A backlog leaves in slices with pauses; none of it is lost."""
+    recorder, transport = setup
+    for handle in range(9000):
+        recorder.emit(Kind.REQUEST_END, handle, ("length", 4, 5, None, None))
+    assert recorder.flush(10)
+    assert len(transport.records) == 9000

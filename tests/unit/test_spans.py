@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import struct
+
+import pytest
+from opentelemetry.trace import SpanKind, StatusCode
+
+from axonize_core import attributes as names
+from axonize_core import hookimpl
+from axonize_core.events import BatchEvent, DecodeEvent, PrefillEvent, RequestEvent, RequestRef, SourceInfo
+from axonize_core.gpu.sampler import Sampler
+from axonize_core.gpu.simulated import SimulatedProvider
+from axonize_core.plugins import AgentContext, Plugins
+from axonize_core.settings import Settings
+from axonize_core.spans import Spans
+from axonize_core.testing import CapturedEvents, CountingIds, FakeClock
+
+SOURCE = SourceInfo("inst", "transformers", "svc", "tiny", "hf", ("cpu", 0, None), {"service.name": "svc"}, 42)
+REF = RequestRef(7, 1, 2)
+
+
+@pytest.fixture
+def captured():
+    return CapturedEvents()
+
+
+@pytest.fixture
+def spans(captured):
+    clock = FakeClock(1_000)
+    plugins = Plugins()
+    sampler = Sampler(SimulatedProvider(clock), 1.0)
+    sampler.sample_once()
+    plugins.register(captured)
+    return Spans(AgentContext(Settings(), plugins, sampler), CountingIds())
+
+
+def request(**more):
+    return RequestEvent(
+        SOURCE, REF, more.pop("parent_span_id", 0), "r1", "chat", 1_000, 500, queue_ns=100, ttft_ns=200, **more
+    )
+
+
+def test_a_request_is_a_server_span_with_its_queue_inside(spans, captured):
+    """Times, ids, kind, status and the field's standard names."""
+    spans.axonize_requests([request(input_tokens=3, output_tokens=0, finish_reason="stop", tpot_ns=50.0)])
+    root, queue = captured.spans
+    assert root.name == "request"
+    assert root.kind is SpanKind.SERVER
+    assert (root.start_time, root.end_time) == (1000, 1500)
+    assert root.status.status_code is StatusCode.OK
+    assert root.attributes[names.LATENCY_TTFT_S] == 200 / 1e9
+    assert root.attributes[names.OUTPUT_TOKENS] == 0, "zero is not unknown"
+    assert root.attributes[names.FINISH_REASONS] == ["stop"]
+    assert root.attributes[names.GPU_PROVENANCE] == "simulated"
+    assert root.parent is None
+    assert queue.parent == root.context
+    assert (queue.start_time, queue.end_time) == (1000, 1100)
+    assert queue.attributes[names.REQUEST_SEQ] == 7
+
+
+def test_unknown_values_are_absent(spans, captured):
+    """An attribute whose value is unknown is not there, rather than 0."""
+    spans.axonize_requests([RequestEvent(SOURCE, REF, 0, None, "chat", 1, 2)])
+    (root,) = captured.spans
+    for name in (names.REQUEST_ID, names.INPUT_TOKENS, names.LATENCY_TTFT_S, names.LATENCY_QUEUE_S, names.INCOMPLETE):
+        assert name not in root.attributes
+
+
+def test_errors_and_remote_parents_are_said(spans, captured):
+    """A failed request is an error with its type; the caller's span is a remote parent."""
+    spans.axonize_requests([request(error="ValueError", parent_span_id=99, incomplete=True)])
+    root = captured.spans[0]
+    assert root.status.status_code is StatusCode.ERROR
+    assert root.attributes[names.ERROR_TYPE] == "ValueError"
+    assert root.attributes[names.INCOMPLETE] is True
+    assert root.parent.span_id == 99
+    assert root.parent.is_remote
+
+
+def test_phases_carry_the_devices_readings(spans, captured):
+    """prefill and decode name the device and what it did meanwhile."""
+    spans.axonize_prefills([PrefillEvent(SOURCE, REF, 1_100, 100, 3, 1)])
+    spans.axonize_decodes([DecodeEvent(SOURCE, REF, 1_200, 300, 4, 3, 10_000_000, 20_000_000, 30_000_000)])
+    prefill, decode = captured.spans
+    assert prefill.parent.span_id == decode.parent.span_id == REF.span_id
+    assert prefill.attributes[names.INPUT_TOKENS] == 3
+    assert prefill.attributes[names.GPU_COMPUTE_RESOURCE] == "GPU-simulated-0"
+    assert 0 <= prefill.attributes[names.GPU_UTILIZATION] <= 1
+    assert (decode.attributes[names.ITL_P50_MS], decode.attributes[names.ITL_MAX_MS]) == (10, 30)
+    assert decode.attributes[names.STEPS] == 3
+
+
+def test_a_batch_packs_its_members_and_links_who_joins(spans, captured):
+    """Members are little-endian fixed width; unknown member columns are absent."""
+    event = BatchEvent(SOURCE, 5, 9, 8, 1_100, 100, (7, 2**40), (3, 0), (0, 1), (0, 12), joined=(REF,))
+    spans.axonize_batches([event, BatchEvent(SOURCE, 6, 9, 8, 1_100, 100, (7,), (0,), (), ())])
+    first, second = captured.spans
+    assert struct.unpack("<2Q", first.attributes[names.MEMBER_REQUEST_SEQ]) == (7, 2**40)
+    assert struct.unpack("<2I", first.attributes[names.MEMBER_CONTEXT_TOKENS]) == (0, 12)
+    assert first.attributes[names.BATCH_PREFILL_TOKENS] == 3
+    assert first.attributes[names.BATCH_DECODE_TOKENS] == 1
+    assert first.attributes[names.BATCH_SIZE] == 2
+    assert [link.context.span_id for link in first.links] == [REF.span_id]
+    assert first.parent is None
+    assert names.MEMBER_DECODE_TOKENS not in second.attributes
+    assert names.BATCH_DECODE_TOKENS not in second.attributes
+
+
+def test_the_callers_sampling_is_honoured(spans, captured):
+    """A request whose caller did not sample it makes no spans; its steps are still there."""
+    ref = RequestRef(7, 1, 2, sampled=False)
+    spans.axonize_requests([RequestEvent(SOURCE, ref, 0, None, "chat", 1, 2, queue_ns=1)])
+    spans.axonize_prefills([PrefillEvent(SOURCE, ref, 1, 1)])
+    spans.axonize_decodes([DecodeEvent(SOURCE, ref, 1, 1)])
+    assert captured.spans == []
+
+
+def test_plugins_can_add_attributes(captured):
+    """axonize_span_attributes adds to each request's span, in order; later plugins win."""
+
+    class Enricher:
+        @hookimpl
+        def axonize_span_attributes(self, events):
+            return [{"team": f"t{e.ref.seq}"} if e.ref.seq == 7 else None for e in events]
+
+    plugins = Plugins()
+    plugins.register(captured)
+    plugins.register(Enricher())
+    spans = Spans(AgentContext(Settings(), plugins, Sampler(None, 1.0)))
+    other = RequestEvent(SOURCE, RequestRef(8, 1, 3), 0, None, "chat", 1, 2)
+    spans.axonize_requests([RequestEvent(SOURCE, REF, 0, None, "chat", 1, 2), other])
+    assert [s.attributes.get("team") for s in captured.spans] == ["t7", None]
+    assert captured.spans[0].attributes[names.GPU_PROVENANCE] == "unavailable"
+
+
+def test_every_emitted_attribute_is_in_the_table(spans, captured):
+    """Each attribute is defined once, with its unit."""
+    spans.axonize_requests(
+        [request(input_tokens=1, output_tokens=2, tpot_ns=1.0, finish_reason="stop", error="E", incomplete=True)]
+    )
+    spans.axonize_prefills([PrefillEvent(SOURCE, REF, 1, 1, 1, 1)])
+    spans.axonize_decodes([DecodeEvent(SOURCE, REF, 1, 1, 1, 1, 1, 1, 1)])
+    spans.axonize_batches([BatchEvent(SOURCE, 5, 9, 8, 1, 1, (7,), (3,), (1,), (0,))])
+    emitted = {name for span in captured.spans for name in span.attributes}
+    assert emitted == {a.name for a in names.ATTRIBUTES}
