@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from axonize_core import hookimpl
+from axonize_core.frames import Hello, Kind, Records
+from axonize_core.pipeline import Pipeline
+from axonize_core.plugins import Plugins
+from axonize_core.settings import Settings
+from axonize_core.testing import CapturedEvents, CountingIds, FakeClock
+
+HELLO = Hello(1, "v", 42, "inst", {}, "f")
+SOURCES = [(1, ("transformers", "svc", "tiny", "hf", ("cpu", 0, None), None))]
+REQUEST = (Kind.REQUEST, 7, [1, 0, "r", None, "chat", 3, None], 10)
+END = (Kind.REQUEST_END, 7, ["stop", 3, 4, None, None], 20)
+
+
+def make(*plugins):
+    manager = Plugins()
+    for plugin in plugins:
+        manager.register(plugin)
+    return Pipeline(Settings(), manager, CountingIds())
+
+
+def test_events_of_many_frames_are_handed_over_in_one_call():
+    """Hooks take sequences: what came in since the last dispatch is one call per kind."""
+    calls = []
+
+    class Counter:
+        @hookimpl
+        def axonize_requests(self, events):
+            calls.append(len(events))
+
+    pipeline = make(Counter())
+    timeline = pipeline.connect(HELLO)
+    pipeline.feed(timeline, Records(0, 0, 0, 0, [REQUEST, END], SOURCES))
+    pipeline.feed(timeline, Records(1, 0, 0, 0, [REQUEST, END]))
+    pipeline.dispatch()
+    pipeline.dispatch()
+    assert calls == [2]
+
+
+def test_facts_count_what_was_lost_and_why():
+    """Drops, unknown kinds, orphans and lost engines are all visible."""
+    pipeline = make()
+    first, second = pipeline.connect(HELLO), pipeline.connect(HELLO)
+    pipeline.feed(first, Records(0, 0, 0, 5, [(99, 1, None, 1), END], SOURCES, {"hf.generate": 2}))
+    pipeline.feed(second, Records(0, 0, 0, 1, [REQUEST], SOURCES))
+    facts = pipeline.facts()
+    assert facts["requests_live"] == 1
+    assert facts["process_errors"] == {"hf.generate": 2}
+    assert facts["counts"]["records_dropped"] == 6
+    pipeline.disconnect(first, "engine_lost")
+    counts = pipeline.facts()["counts"]
+    assert counts["records_dropped"] == 6
+    assert counts["engines_lost"] == 1
+    assert counts["records_unknown"] == 1
+    assert counts["records_orphaned"] == 1
+
+
+def test_closing_ends_what_is_open_and_tells_the_plugins():
+    """An agent that stops ends live requests as errors, then lets plugins hand over."""
+    captured, told = CapturedEvents(), []
+
+    class Last:
+        @hookimpl
+        def axonize_shutdown(self, timeout_s):
+            told.append(timeout_s)
+
+    pipeline = make(captured, Last())
+    pipeline.feed(pipeline.connect(HELLO), Records(0, 0, 0, 0, [REQUEST], SOURCES))
+    pipeline.close(3.0)
+    assert [r.error for r in captured.requests] == ["agent_stopped"]
+    assert told == [3.0]
+
+
+def test_the_shipped_fakes_do_what_they_say():
+    """A fake clock moves only when told; ids count."""
+    clock, ids = FakeClock(5), CountingIds()
+    assert clock() == 5
+    assert clock.advance(3) == 8 == clock()
+    assert (ids.generate_trace_id(), ids.generate_trace_id(), ids.generate_span_id()) == (1, 2, 1)
+    assert CapturedEvents().flush().requests == []
