@@ -1,0 +1,100 @@
+"""How the collector is: store, registry, spool and counters, as JSON and as Prometheus text."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from axonize_core import __version__
+from axonize_core.errors import StoreError
+from axonize_server.spool import sealed_segments
+from axonize_server.stats import read_stats
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from axonize_server.registry.sqlite import SqliteRegistry
+    from axonize_server.settings import Settings
+    from axonize_server.store.clickhouse import ClickHouseStore
+
+__all__ = ["Counters", "Health"]
+
+
+class Counters:
+    """What the writer did since it started; written by its loop, read by the API's threads."""
+
+    def __init__(self) -> None:
+        self.stored_segments = 0
+        self.stored_bytes = 0
+        self.refused_segments = 0
+        self.insert_retries = 0
+        self.last_error: str | None = None
+        """Why the newest attempt failed; None while inserts succeed."""
+
+    def numbers(self) -> dict[str, int]:
+        """Give the counts by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, int)}
+
+
+class Health:
+    """Looks at all parts when asked; any thread."""
+
+    def __init__(
+        self, settings: Settings, store: ClickHouseStore, registry: SqliteRegistry, counters: Counters
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._registry = registry
+        self._counters = counters
+
+    def report(self) -> dict[str, Any]:
+        """Give the answer of `GET /api/v1/health`; it is "degraded" when something needs a person's eye."""
+        store, registry = self._store_facts(), self._registry.ping()
+        refused = self._refused_segments()
+        good = store["ok"] and registry and not refused and self._counters.last_error is None
+        return {
+            "status": "ok" if good else "degraded",
+            "version": __version__,
+            "store": store,
+            "registry": {"dsn": self._registry.text, "ok": registry},
+            "spool": {**self._spool(), "refused_segments": refused, "last_error": self._counters.last_error},
+            "counters": {"writer": self._counters.numbers(), **self._received()},
+        }
+
+    def prometheus(self) -> str:
+        """Give the answer of `GET /metrics`."""
+        spool = self._spool()
+        lines = [f"axonize_spool_{name} {value or 0}" for name, value in spool.items()]
+        lines += [f"axonize_writer_{name}_total {value}" for name, value in self._counters.numbers().items()]
+        for name, value in self._received().get("receivers", {}).items():
+            metric, _, what = name.partition(".")
+            lines.append(f'axonize_receiver_{metric}_total{{of="{what}"}} {value}')
+        return "\n".join(lines) + "\n"
+
+    def _store_facts(self) -> dict[str, Any]:
+        facts = {"dsn": self._store.dsn.text, "version": self._store.version}
+        try:
+            return {**facts, "ok": True, "rows": self._store.rows()}
+        except StoreError as e:
+            return {**facts, "ok": False, "rows": {}, "error": str(e)}
+
+    def _spool(self) -> dict[str, float | None]:
+        segments = sealed_segments(self._settings.spool_dir)
+        oldest = min((segment.created_ns for segment in segments), default=None)
+        return {
+            "segments": len(segments),
+            "bytes": sum(segment.size_bytes for segment in segments),
+            "oldest_age_s": None if oldest is None else (time.time_ns() - oldest) / 1e9,
+        }
+
+    def _refused_segments(self) -> int:
+        return sum(1 for _ in self._settings.spool_dir.glob("refused/*/*.pb"))
+
+    def _received(self) -> dict[str, Any]:
+        """Sum the receivers' counters."""
+        totals: dict[str, int] = {}
+        for facts in read_stats(self._settings.data_dir):
+            counters: Mapping[str, int] = facts.get("counters", {})
+            for name, value in counters.items():
+                totals[name] = totals.get(name, 0) + value
+        return {"receivers": totals}

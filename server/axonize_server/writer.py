@@ -1,0 +1,219 @@
+"""Sealed segments become rows, oldest first; the query API answers beside it in the same process.
+
+A segment is deleted only when its insert succeeded; repeated after a crash, its id makes the second insert a
+no-op. The loop runs in the main thread, the API's server in another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+from tenacity import (
+    RetryError,
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_attempt,
+    stop_when_event_set,
+    wait_random_exponential,
+)
+
+from axonize_core.errors import AxonizeError
+from axonize_server.api import ApiServer, make_app
+from axonize_server.health import Counters, Health
+from axonize_server.migrate import migrate_registry, migrate_store
+from axonize_server.registry.sqlite import open_registry
+from axonize_server.spool import SIGNALS, Segment, read_header, remove, sealed_segments
+from axonize_server.store.clickhouse import ClickHouseStore, SegmentRefusedError, StoreUnreachableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tenacity import RetryCallState
+
+    from axonize_server.settings import Settings
+
+__all__ = ["Writer", "WriterLockedError", "run"]
+
+_log = structlog.get_logger("axonize.writer")
+_POLL_S = 0.1
+_FIRST_WAIT_S = 0.2
+_LONGEST_WAIT_S = 10.0
+_ATTEMPTS_A_ROUND = 6
+_ROUNDS = 3
+
+
+class WriterLockedError(AxonizeError):
+    """Another writer works on this data directory."""
+
+
+class Writer:
+    """Moves segments from the spool into the store; one thread."""
+
+    def __init__(self, store: ClickHouseStore, spool_dir: Path, counters: Counters, stop: threading.Event) -> None:
+        self._store = store
+        self._spool_dir = spool_dir
+        self._counters = counters
+        self._stop = stop
+        self._deadline: float | None = None
+        # Segments that failed round after round: how often, and how many others were stored before the first time.
+        self._failed: dict[str, tuple[int, int]] = {}
+
+    def run(self, drain_s: float) -> None:
+        """Store what is sealed until `stop` is set, then what is left, for at most `drain_s` seconds."""
+        while not self._stop.is_set():
+            self.store_sealed()
+            self._stop.wait(_POLL_S)
+        self._deadline = time.monotonic() + drain_s
+        self.store_sealed()
+        if left := len(self._segments()):
+            _log.warning("spool_not_drained", segments=left, seconds=drain_s)
+
+    def store_sealed(self) -> None:
+        """Store the segments sealed now, oldest first; goes back to the oldest when the store is away."""
+        for segment in self._segments():
+            if self._halted() or not (self._store_one(segment) or self._store.ping()):
+                return
+
+    def _segments(self) -> list[Segment]:
+        return [segment for segment in sealed_segments(self._spool_dir) if segment.signal in SIGNALS]
+
+    def _halted(self) -> bool:
+        """Say whether the time to work is over: while draining the deadline decides, before that the signal."""
+        return self._stop.is_set() if self._deadline is None else time.monotonic() >= self._deadline
+
+    def _store_one(self, segment: Segment) -> bool:
+        """Store one segment with several attempts, or set it aside; False when it has to wait."""
+        try:
+            settings = read_header(segment.path)["settings"]
+            for attempt in self._attempts():
+                with attempt:
+                    self._store.insert(segment.path, segment.signal, segment.id, settings)
+        except RetryError as e:
+            return self._after_failed_round(segment, e.last_attempt.exception())
+        except (SegmentRefusedError, ValueError, KeyError) as e:
+            self._set_aside(segment, e)
+            return True
+        self._counters.stored_segments += 1
+        self._counters.stored_bytes += segment.size_bytes
+        self._counters.last_error = None
+        self._failed.pop(segment.id, None)
+        remove(segment)
+        return True
+
+    def _attempts(self) -> Retrying:
+        return Retrying(
+            retry=retry_if_exception_type(StoreUnreachableError),
+            wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
+            stop=lambda state: self._halted() or stop_after_attempt(_ATTEMPTS_A_ROUND)(state),
+            sleep=self._sleep,
+            before_sleep=self._count_retry,
+        )
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait, but not past the signal to stop; while draining in short steps."""
+        if self._stop.is_set():
+            time.sleep(min(seconds, _FIRST_WAIT_S))
+        else:
+            self._stop.wait(seconds)
+
+    def _count_retry(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if self._counters.last_error is None:
+            _log.warning("insert_failed", error=str(error), attempt=state.attempt_number)
+        self._counters.insert_retries += 1
+        self._counters.last_error = str(error)
+
+    def _after_failed_round(self, segment: Segment, error: BaseException | None) -> bool:
+        """Set a segment aside that keeps failing while others succeed; else it waits for the store."""
+        stored = self._counters.stored_segments
+        rounds, stored_before = self._failed.get(segment.id, (0, stored))
+        self._failed[segment.id] = (rounds + 1, stored_before)
+        if rounds + 1 < _ROUNDS or stored == stored_before:
+            return False
+        self._set_aside(segment, error)
+        return True
+
+    def _set_aside(self, segment: Segment, error: BaseException | None) -> None:
+        """Move a segment to `spool/refused/<signal>/`, with the reason beside it; nothing of it is deleted."""
+        folder = self._spool_dir / "refused" / segment.signal
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{segment.id}.reason.txt").write_text(f"{error}\n", "utf-8")
+        with contextlib.suppress(FileNotFoundError):
+            segment.path.rename(folder / segment.path.name)
+        self._failed.pop(segment.id, None)
+        self._counters.refused_segments += 1
+        _log.error("segment_refused", segment=segment.id, kept_in=str(folder), error=str(error))
+
+
+def run(settings: Settings, ready: Callable[[int], None] | None = None) -> None:
+    """Migrate, then write and answer until SIGTERM or SIGINT; call it in a process's main thread.
+
+    Args:
+        settings: the collector's.
+        ready: called with the API's port once it listens.
+
+    Raises:
+        WriterLockedError: Another writer has the data directory.
+        ConfigurationError: An address cannot be used, or ClickHouse is too old.
+        StoreError: Store or registry cannot be opened or migrated.
+        OSError: The API's port is taken.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    counters = Counters()
+    with _locked(settings.data_dir), contextlib.closing(_open_store(settings.store, stop)) as store:
+        registry = open_registry(settings.registry)
+        applied = [*migrate_store(store, settings), *migrate_registry(registry)]
+        app = make_app(store, Health(settings, store, registry, counters), settings.tenant)
+        server = ApiServer(app, settings.host, settings.api_port)
+        server.start()
+        _log.info("writer_ready", store=store.dsn.text, api_port=server.port, migrations=len(applied))
+        if ready:
+            ready(server.port)
+        try:
+            Writer(store, settings.spool_dir, counters, stop).run(settings.drain_s)
+        finally:
+            server.stop()
+    _log.info("writer_stopped", **counters.numbers())
+
+
+def _open_store(dsn: str, stop: threading.Event) -> ClickHouseStore:
+    """Connect; a store that is away is waited for, since receivers go on without it."""
+    attempts = Retrying(
+        retry=retry_if_exception_type(StoreUnreachableError),
+        wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
+        stop=stop_when_event_set(stop),
+        sleep=sleep_using_event(stop),
+        before_sleep=lambda state: _log.warning(
+            "store_unreachable", error=str(state.outcome and state.outcome.exception())
+        ),
+        reraise=True,
+    )
+    return attempts(ClickHouseStore, dsn)
+
+
+@contextlib.contextmanager
+def _locked(data_dir: Path) -> Iterator[None]:
+    """Hold the data directory's writer lock; the kernel drops it with the process, however that ends."""
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fd = os.open(data_dir / "writer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise WriterLockedError(
+                f"another writer works in {str(data_dir)!r}: stop it, or give another --data-dir"
+            ) from e
+        yield
+    finally:
+        os.close(fd)

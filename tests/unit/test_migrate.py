@@ -1,0 +1,71 @@
+"""The runner's rules, without a database."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from axonize_server.migrate import Migration, MigrationError, load, pending, render
+
+
+def migration(number: int, text: str = "-- statement\nSELECT 1;\n") -> Migration:
+    return Migration(number, f"{number:04}_x.sql", f"sha-{number}", text)
+
+
+def test_statements_are_cut_at_markers_only():
+    """A semicolon inside a statement does not cut it; what stands before the first marker is no statement."""
+    text = "-- about\nnot a statement;\n-- statement\nSELECT ';';\n-- statement\nSELECT 2\n"
+    assert render(migration(1, text), {}) == ["SELECT ';'", "SELECT 2"]
+
+
+def test_variables_are_filled_in():
+    """Names in braces become values, engines get their prefix and arguments, an unknown name is an error."""
+    variables = {"database": "d", "engine_prefix": "Replicated", "engine_arguments": "('/path', '{replica}')"}
+    text = "-- statement\nCREATE TABLE {database}.t (x Int8 DEFAULT '{}') ENGINE = {engine:MergeTree}"
+    assert render(migration(1, text), variables) == [
+        "CREATE TABLE d.t (x Int8 DEFAULT '{}') ENGINE = ReplicatedMergeTree('/path', '{replica}')"
+    ]
+    with pytest.raises(MigrationError, match=r"unknown variable '\{nope\}'"):
+        render(migration(1, "-- statement\nSELECT {nope}"), variables)
+
+
+def test_only_new_numbers_are_pending():
+    """What history knows is not run again."""
+    all_of_them = [migration(1), migration(2), migration(3)]
+    known = {1: ("0001_x.sql", "sha-1"), 2: ("0002_x.sql", "sha-2")}
+    assert pending(all_of_them, known) == all_of_them[2:]
+    assert pending(all_of_them, {}) == all_of_them
+
+
+def test_an_edited_file_is_named():
+    """An applied file whose text changed stops everything, by its name."""
+    with pytest.raises(MigrationError, match=r"0001_x\.sql was edited"):
+        pending([migration(1)], {1: ("0001_x.sql", "another")})
+
+
+def test_a_newer_schema_is_refused():
+    """An older version does not work on a schema that a newer one has changed."""
+    with pytest.raises(MigrationError, match=r"0002_future\.sql was applied by a newer"):
+        pending([migration(1)], {1: ("0001_x.sql", "sha-1"), 2: ("0002_future.sql", "x")})
+
+
+@pytest.mark.parametrize("kind", ["clickhouse", "postgres"])
+def test_shipped_migrations_are_well_formed(kind):
+    """Files are numbered without gaps, and every statement of theirs can run twice."""
+    for found in load(kind):
+        for statement in found.text.split("-- statement")[1:]:
+            assert re.search(r"CREATE (TABLE|MATERIALIZED VIEW|INDEX) IF NOT EXISTS", statement), found.name
+
+
+def test_every_clickhouse_table_knows_repeated_inserts():
+    """Each table a segment reaches has a deduplication window, an expiry, and is ready for a cluster."""
+    for found in load("clickhouse"):
+        for statement in found.text.split("-- statement")[1:]:
+            assert "{database}" in statement
+            assert "{on_cluster}" in statement
+            if "CREATE TABLE" in statement:
+                assert "non_replicated_deduplication_window = {dedup_window}" in statement
+                assert re.search(r"TTL .*\{ttl_\w+_days\} DAY", statement)
+                assert "ENGINE = {engine:" in statement
+                assert re.search(r"ORDER BY \(tenant, ", statement)
