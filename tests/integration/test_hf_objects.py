@@ -100,6 +100,10 @@ def test_compile_sees_nothing_of_ours(llama, bert, recorded):
     encoder = torch.compile(axonize_hf.instrument(bert), backend="eager", fullgraph=True)
     expected = bert(input_ids=IDS, attention_mask=MASK).logits
     assert torch.allclose(encoder(input_ids=IDS, attention_mask=MASK).logits, expected)
+    recorded.take()
+    bert.compile(backend="eager", fullgraph=True)
+    assert torch.allclose(bert(input_ids=IDS, attention_mask=MASK).logits, expected)
+    assert recorded.counts() == {Kind.REQUEST: 2, Kind.RUN: 1, Kind.RUN_END: 1, Kind.REQUEST_END: 2}
 
 
 def test_a_forked_child_records_its_own(llama, recorded):
