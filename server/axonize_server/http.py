@@ -1,0 +1,316 @@
+"""HTTP/1.1 for bodies of some hundred KB: one buffer per connection, from the socket to the handler uncopied.
+
+llhttp (httptools) parses heads and chunked bodies; a body of known length is received behind its head, in
+place. One request of a connection is served at a time; what a client pipelines waits in the buffer. Every
+wait for a client has a deadline. Runs on one event loop thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+
+import httptools
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Application", "Connection", "Head", "HttpLimits", "Response"]
+
+_FIRST_BYTES = 64 << 10
+_STEP_BYTES = 1 << 20  # a buffer grows as data arrives, never on a promise; a larger one is not kept
+_SPARE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class HttpLimits:
+    """What a client may take of us; times in seconds."""
+
+    connections: int = 1024
+    header_bytes: int = 16 << 10
+    buffered_bytes: int = 512 << 20
+    header_s: float = 10.0
+    body_s: float = 60.0
+    idle_s: float = 120.0
+    linger_s: float = 5.0
+
+
+@dataclass
+class Head:
+    """The head of a request; header names in lower case."""
+
+    method: str = ""
+    path: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Response(NamedTuple):
+    """An answer; `close` ends the connection behind it."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = "application/x-protobuf"
+    headers: Mapping[str, str] = {}
+    close: bool = False
+
+
+class Application(Protocol):
+    """What serves the requests of all connections."""
+
+    limits: HttpLimits
+    connections: set[Connection]
+    stopping: bool
+
+    def body_limit(self, head: Head) -> int:
+        """The largest body accepted for this request, in bytes as sent."""
+
+    def refusal(self, status: HTTPStatus, reason: str) -> Response:
+        """The answer to a request that HTTP itself rules out."""
+
+    def serve(self, head: Head, body: memoryview, connection: Connection) -> None:
+        """Answer by `connection.respond`, now or later; `body` is valid until then."""
+
+
+class _State(Enum):
+    HEAD = auto()
+    BODY = auto()
+    CHUNKS = auto()
+    BUSY = auto()
+    LINGER = auto()
+    CLOSED = auto()
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client connection."""
+
+    def __init__(self, application: Application) -> None:
+        self._app = application
+        self._loop = asyncio.get_running_loop()
+        self._buffer = bytearray(_FIRST_BYTES)
+        self._have = 0
+        self._body_at = self._body_end = 0
+        self._state = _State.HEAD
+        self._head = Head()
+        self._keep_alive = True
+        self._chunks, self._chunks_done = bytearray(), False
+        self._deadline = self._loop.time() + application.limits.header_s
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Join the application's connections."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._app.connections.add(self)
+        if len(self._app.connections) > self._app.limits.connections:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again")
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Leave; an answer that is still to come goes nowhere."""
+        self._state = _State.CLOSED
+        self._app.connections.discard(self)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """What this connection's buffer takes."""
+        return len(self._buffer)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        """Where the next bytes go; never empty, because reading pauses when the buffer is full."""
+        if self._state is _State.LINGER:
+            return memoryview(self._buffer)
+        if self._have == len(self._buffer):
+            self._grow()
+        return memoryview(self._buffer)[self._have :]
+
+    def _grow(self) -> None:
+        """A new buffer, not a resize: the event loop and the handler may hold views of this one."""
+        needed = self._body_end + _SPARE_BYTES
+        larger = bytearray(max(min(needed, max(_STEP_BYTES, 2 * self._have)), self._have + _SPARE_BYTES))
+        larger[: self._have] = memoryview(self._buffer)[: self._have]
+        self._buffer = larger
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Go on with what arrived."""
+        if self._state is _State.LINGER:
+            return
+        arrived, self._have = self._have, self._have + nbytes
+        if self._state is _State.HEAD:
+            self._try_head(max(arrived - 3, 0))
+        elif self._state is _State.BODY:
+            self._try_body()
+        elif self._state is _State.CHUNKS:
+            self._feed_chunks()
+        elif self._have == len(self._buffer):
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """A client that sends no more may still read its answer."""
+        if self._state is not _State.BUSY:
+            return False
+        self._keep_alive = False
+        return True
+
+    def _try_head(self, search_from: int) -> None:
+        end = self._buffer.find(b"\r\n\r\n", search_from, self._have) + 4
+        if end < 4:  # noqa: PLR2004 - not found
+            if search_from == 0 and self._have:
+                self._deadline = self._loop.time() + self._app.limits.header_s
+            if self._have > self._app.limits.header_bytes:
+                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's head is too large")
+            return
+        if end > self._app.limits.header_bytes:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's head is too large")
+            return
+        self._head, self._chunks_done = Head(), False
+        self._parser = httptools.HttpRequestParser(self)
+        try:
+            self._parser.feed_data(bytes(memoryview(self._buffer)[:end]))
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade, UnicodeDecodeError) as error:
+            self._refuse(HTTPStatus.BAD_REQUEST, f"the request's head is no HTTP/1.1: {error}")
+            return
+        self._begin_body(end)
+
+    def on_url(self, url: bytes) -> None:
+        """Called by the parser."""
+        if not self._chunks_done:
+            self._head.path += url.decode("ascii")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser."""
+        if not self._chunks_done:
+            self._head.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def _begin_body(self, at: int) -> None:
+        head, parser = self._head, self._parser
+        head.method = parser.get_method().decode("ascii")
+        self._keep_alive = parser.should_keep_alive()
+        self._body_at = self._body_end = at
+        self._limit = self._app.body_limit(head)
+        length = int(head.headers.get("content-length", 0))
+        if length > self._limit:
+            self._too_large()
+            return
+        if length > _STEP_BYTES and self._app_bytes() + length > self._app.limits.buffered_bytes:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many bytes are being received; try again")
+            return
+        self._deadline = self._loop.time() + self._app.limits.body_s
+        if (length or "transfer-encoding" in head.headers) and head.headers.get("expect", "").lower() == "100-continue":
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if "transfer-encoding" in head.headers:
+            self._begin_chunks()
+        else:
+            self._state, self._body_end = _State.BODY, at + length
+            self._try_body()
+
+    def _app_bytes(self) -> int:
+        return sum(connection.buffered_bytes for connection in self._app.connections)
+
+    def _try_body(self) -> None:
+        if self._have >= self._body_end:
+            self._serve(memoryview(self._buffer)[self._body_at : self._body_end])
+
+    def _begin_chunks(self) -> None:
+        self._state, self._chunks, self._chunks_done = _State.CHUNKS, bytearray(), False
+        self._feed_chunks()
+
+    def _feed_chunks(self) -> None:
+        """Hand what stands behind the head to the parser, which gives back the chunks' contents."""
+        arrived = bytes(memoryview(self._buffer)[self._body_at : self._have])
+        self._have = self._body_at
+        try:
+            self._parser.feed_data(arrived)
+        except httptools.HttpParserError as error:
+            if not self._chunks_done:
+                self._refuse(HTTPStatus.BAD_REQUEST, f"the chunked body is broken: {error}")
+                return
+            self._keep_alive = False
+        if len(self._chunks) > self._limit:
+            self._too_large()
+        elif self._chunks_done:
+            self._serve(memoryview(self._chunks))
+
+    def on_body(self, chunk: bytes) -> None:
+        """Called by the parser with a piece of a chunked body."""
+        if not self._chunks_done and len(self._chunks) <= self._limit:
+            self._chunks += chunk
+
+    def on_message_begin(self) -> None:
+        """Called by the parser; a second message behind a chunked one is not served, but closed upon."""
+        if self._state is _State.CHUNKS:
+            self._keep_alive = False
+
+    def on_message_complete(self) -> None:
+        """Called by the parser; for a body of known length it has seen the head only."""
+        if self._state is _State.CHUNKS:
+            self._chunks_done = True
+
+    def _serve(self, body: memoryview) -> None:
+        self._state = _State.BUSY
+        if self._have == len(self._buffer):
+            self._transport.pause_reading()
+        self._app.serve(self._head, body, self)
+
+    def _too_large(self) -> None:
+        self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {self._limit} bytes as sent")
+
+    def _refuse(self, status: HTTPStatus, reason: str) -> None:
+        self._state = _State.BUSY
+        self.respond(self._app.refusal(status, reason)._replace(close=True))
+
+    def respond(self, response: Response) -> None:
+        """Answer the request being served, then go on with the next."""
+        if self._state is not _State.BUSY:
+            return
+        close = response.close or not self._keep_alive or self._app.stopping
+        self._transport.write(_encoded(response, close=close))
+        if close:
+            self._linger()
+            return
+        rest = memoryview(self._buffer)[self._body_end : self._have]
+        kept = (
+            bytearray(max(_FIRST_BYTES, len(rest))) if len(self._buffer) > _STEP_BYTES + _SPARE_BYTES else self._buffer
+        )
+        kept[: len(rest)] = bytes(rest)
+        self._buffer, self._have = kept, len(rest)
+        self._body_at = self._body_end = 0
+        self._state = _State.HEAD
+        self._deadline = self._loop.time() + self._app.limits.idle_s
+        self._transport.resume_reading()
+        if self._have:
+            self._try_head(0)
+
+    def _linger(self) -> None:
+        """Read on for a while: closing upon unread bytes would reset the answer away."""
+        self._state = _State.LINGER
+        self._deadline = self._loop.time() + self._app.limits.linger_s
+        self._transport.resume_reading()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def check(self, now: float) -> None:
+        """End a connection whose deadline has passed, shrink an idle one; called about once a second."""
+        if self._state is _State.HEAD and not self._have and len(self._buffer) > _FIRST_BYTES:
+            self._buffer = bytearray(_FIRST_BYTES)
+        if self._state is _State.BUSY or now < self._deadline:
+            return
+        if self._state in (_State.BODY, _State.CHUNKS) or (self._state is _State.HEAD and self._have):
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, "the request did not arrive in time")
+        else:
+            self._transport.abort()
+
+    def stop(self) -> None:
+        """Close when idle; what is under way is finished first."""
+        if self._state is _State.HEAD and not self._have:
+            self._transport.close()
+
+
+def _encoded(response: Response, *, close: bool) -> bytes:
+    lines = [
+        f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}",
+        f"content-type: {response.content_type}",
+        f"content-length: {len(response.body)}",
+        *(f"{name}: {value}" for name, value in response.headers.items()),
+        *(["connection: close"] if close else []),
+    ]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + response.body

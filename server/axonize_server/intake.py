@@ -1,0 +1,150 @@
+"""The accept path, whatever the transport: validate → append → group sync → acknowledge.
+
+One loop thread validates and appends; one sync thread waits for the disk. All requests that arrive during
+one sync are made durable by the next one and acknowledged together.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import structlog
+
+from axonize_server.appender import Appender, Limits, Ticket, Usage
+from axonize_server.otlp import VALIDATORS, InvalidRequestError
+from axonize_server.spool import SIGNALS, SpoolFullError, SpoolUnavailableError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from axonize_server.settings import Settings
+
+__all__ = ["Intake"]
+
+_log = structlog.get_logger("axonize.receiver")
+
+_LOG_EVERY_S = 10.0
+_Waiting = tuple[Ticket, "Callable[[bool], None]", str, int]
+
+
+class Intake:
+    """Accepts bodies for one receiver process; every method but the sync thread's runs on the loop thread."""
+
+    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+        self.counters: Counter[str] = Counter()
+        self._loop, self._tenant = loop, settings.tenant
+        usage = Usage(settings.spool_dir, settings.spool_max_bytes)
+        limits = Limits(settings.segment_max_records, settings.segment_max_bytes, age_s=settings.segment_max_age_s)
+        self._appenders = {signal: Appender(settings.spool_dir, signal, usage, limits) for signal in SIGNALS}
+        self._waiting: list[_Waiting] = []
+        self._logged_at = float("-inf")
+        self._sealing = self._syncing = self._kicked = False
+        self._batches: queue.SimpleQueue[list[_Waiting] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._sync_forever, name="axonize-sync")
+        self._thread.start()
+
+    def accept(self, signal: str, body: bytes | memoryview, done: Callable[[bool], None]) -> None:
+        """Take one inflated OTLP request; `done` is called once, with whether it is durable.
+
+        Raises:
+            InvalidRequestError: It must not be sent again.
+            SpoolFullError: The spool's bound is reached.
+            SpoolUnavailableError: The file system refused.
+        """
+        try:
+            accepted = VALIDATORS[signal](body)
+            self.counters[f"received_bytes.{signal}"] += len(body)
+            if not accepted.records:
+                self._acknowledge(signal, 0)
+                done(True)
+                return
+            ticket = self._appenders[signal].append(
+                body, records=accepted.records, tenant=self._tenant, received_ns=time.time_ns(), days=accepted.days
+            )
+        except (InvalidRequestError, SpoolFullError, SpoolUnavailableError) as error:
+            self.refused(_REASONS[type(error)])
+            raise
+        self._waiting.append((ticket, done, signal, accepted.records))
+        self._kick_soon()
+
+    def refused(self, reason: str) -> None:
+        """Count a request that was not taken."""
+        self.counters[f"refused_requests.{reason}"] += 1
+
+    def _acknowledge(self, signal: str, records: int) -> None:
+        self.counters[f"acked_requests.{signal}"] += 1
+        self.counters[f"acked_records.{signal}"] += records
+
+    def seal_due(self) -> None:
+        """Seal the segments that have reached their age; called several times a second."""
+        for appender in self._appenders.values():
+            if appender.seal_due():
+                appender.seal()
+                self._sealing = True
+        self._kick_soon()
+
+    def _kick_soon(self) -> None:
+        """Start a sync at the end of this turn of the loop, so that it serves all that the turn brings."""
+        if not self._kicked and (self._waiting or self._sealing):
+            self._kicked = True
+            self._loop.call_soon(self._kick)
+
+    def _kick(self) -> None:
+        self._kicked = False
+        if not self._syncing and (self._waiting or self._sealing):
+            self._syncing, self._sealing = True, False
+            batch, self._waiting = self._waiting, []
+            self._batches.put(batch)
+
+    def _sync_forever(self) -> None:
+        """The sync thread."""
+        while (batch := self._batches.get()) is not None:
+            self._sync()
+            self._loop.call_soon_threadsafe(self._synced, batch)
+
+    def _sync(self) -> None:
+        for signal, appender in self._appenders.items():
+            try:
+                appender.sync()
+            except SpoolUnavailableError as error:
+                if time.monotonic() - self._logged_at > _LOG_EVERY_S:
+                    self._logged_at = time.monotonic()
+                    _log.error("spool unavailable", signal=signal, error=str(error))
+
+    def _synced(self, batch: list[_Waiting]) -> None:
+        self._syncing = False
+        for ticket, done, signal, records in batch:
+            if ticket.durable:
+                self._acknowledge(signal, records)
+            else:
+                self.refused("spool_unavailable")
+            done(ticket.durable)
+        self._kick_soon()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits for its acknowledgement."""
+        return not self._waiting and not self._syncing
+
+    def close(self) -> None:
+        """Stop the sync thread, then sync and seal what is open; blocks for the disk.
+
+        Raises:
+            SpoolUnavailableError: The last sync failed; nothing acknowledged is lost by it.
+        """
+        self._batches.put(None)
+        self._thread.join()
+        for appender in self._appenders.values():
+            appender.close()
+
+
+_REASONS: dict[type[Exception], str] = {
+    InvalidRequestError: "invalid",
+    SpoolFullError: "spool_full",
+    SpoolUnavailableError: "spool_unavailable",
+}

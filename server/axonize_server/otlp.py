@@ -1,0 +1,133 @@
+"""Validation of OTLP request bodies: what must hold before their bytes are stored as they came.
+
+The official protobuf parser (upb, in C) checks structure and UTF-8; the rules here check what OTLP demands
+beyond that: lengths of ids, sane time stamps, a bounded number of days. Unknown fields are ignored.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from axonize_core.errors import AxonizeError
+from axonize_server.otlp_shortcut import usual_days
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
+    from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+__all__ = ["MAX_DAYS", "VALIDATORS", "Accepted", "InvalidRequestError", "validate_metrics", "validate_traces"]
+
+MAX_DAYS: Final = 64
+DAY_NS: Final = 86_400 * 10**9
+_TIME_LIMIT = 1 << 63  # the store's nanosecond clock is signed
+_NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
+
+
+class InvalidRequestError(AxonizeError):
+    """A body that no retry can make right; the message is meant for its sender."""
+
+
+class Accepted(NamedTuple):
+    """A valid request: its spans or data points, and the days since the epoch they lie in (a superset)."""
+
+    records: int
+    days: set[int]
+
+
+def validate_traces(body: bytes | bytearray | memoryview) -> Accepted:
+    """Check an ExportTraceServiceRequest.
+
+    Raises:
+        InvalidRequestError: It is no such message, or a span breaks a rule.
+    """
+    request = _parse(ExportTraceServiceRequest, body)
+    scopes = [scope for resource in request.resource_spans for scope in resource.scope_spans]
+    records = sum(len(scope.spans) for scope in scopes)
+    days = usual_days(body) if records else set()
+    if days is None or len(days) > MAX_DAYS:
+        days = _checked_days(span for scope in scopes for span in scope.spans)
+    return Accepted(records, days)
+
+
+def validate_metrics(body: bytes | bytearray | memoryview) -> Accepted:
+    """Check an ExportMetricsServiceRequest.
+
+    Raises:
+        InvalidRequestError: It is no such message, or a data point's time stamp breaks a rule.
+    """
+    request = _parse(ExportMetricsServiceRequest, body)
+    scopes = chain.from_iterable(resource.scope_metrics for resource in request.resource_metrics)
+    metrics = chain.from_iterable(scope.metrics for scope in scopes)
+    records, days = 0, set()
+    for metric in metrics:
+        for start_ns, time_ns in _point_times(metric):
+            if start_ns >= _TIME_LIMIT or time_ns >= _TIME_LIMIT:
+                raise InvalidRequestError(f"metric {metric.name!r}: time stamp beyond 2**63-1 ns")
+            records += 1
+            days.add(time_ns // DAY_NS)
+    return Accepted(records, _bounded(days))
+
+
+VALIDATORS: Final[dict[str, Callable[[bytes | bytearray | memoryview], Accepted]]] = {
+    "traces": validate_traces,
+    "metrics": validate_metrics,
+}
+
+
+def _parse(kind: type[Any], body: bytes | bytearray | memoryview) -> Any:
+    try:
+        return kind.FromString(body)
+    except DecodeError as error:
+        raise InvalidRequestError(f"the body is no valid {kind.DESCRIPTOR.name}: {error}") from error
+
+
+def _checked_days(spans: Iterator[Span]) -> set[int]:
+    """The rules themselves, span by span; what `usual_days` lets pass passes here too."""
+    days = set()
+    for span in spans:
+        if (fault := _fault(span)) is not None:
+            raise InvalidRequestError(f"span {span.name!r}: {fault}")
+        days.add(span.start_time_unix_nano // DAY_NS)
+    return _bounded(days)
+
+
+def _fault(span: Span) -> str | None:
+    if not _ids_hold(span.trace_id, span.span_id):
+        return "trace_id must be 16 bytes and span_id 8 bytes, not all zero"
+    if len(span.parent_span_id) not in (0, 8):
+        return "parent_span_id must be empty or 8 bytes"
+    if not all(_ids_hold(link.trace_id, link.span_id) for link in span.links):
+        return "a link's trace_id must be 16 bytes and its span_id 8 bytes, not all zero"
+    if not 1 <= span.start_time_unix_nano < _TIME_LIMIT:
+        return "start_time_unix_nano must be set and below 2**63"
+    if span.end_time_unix_nano >= _TIME_LIMIT:
+        return "end_time_unix_nano must be below 2**63"
+    return None
+
+
+def _ids_hold(trace_id: bytes, span_id: bytes) -> bool:
+    return (
+        len(trace_id) == len(_NO_TRACE)
+        and len(span_id) == len(_NO_SPAN)
+        and trace_id != _NO_TRACE
+        and span_id != _NO_SPAN
+    )
+
+
+def _point_times(metric: Metric) -> Iterator[tuple[int, int]]:
+    kind = metric.WhichOneof("data")
+    points = getattr(metric, kind).data_points if kind else ()
+    return ((point.start_time_unix_nano, point.time_unix_nano) for point in points)
+
+
+def _bounded(days: set[int]) -> set[int]:
+    if len(days) > MAX_DAYS:
+        raise InvalidRequestError(f"one request spans {len(days)} days, more than {MAX_DAYS}; send fewer at once")
+    return days

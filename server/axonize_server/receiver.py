@@ -1,0 +1,163 @@
+"""OTLP/HTTP: one receiver process. Bytes in, an acknowledgement when they are durable in the spool.
+
+Routes: ``POST /v1/traces``, ``POST /v1/metrics`` (protobuf, plain or gzip), ``GET /healthz``. Logs are refused
+with 404 for now. Every error body is a ``google.rpc.Status``, as OTLP demands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import uvloop
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]  # no types are published
+
+from axonize_core import __version__
+from axonize_server.http import Connection, Head, HttpLimits, Response
+from axonize_server.inflate import InflatedTooLargeError, inflate
+from axonize_server.intake import Intake
+from axonize_server.otlp import InvalidRequestError
+from axonize_server.spool import SpoolFullError, SpoolUnavailableError
+from axonize_server.stats import write_stats
+
+if TYPE_CHECKING:
+    import socket
+
+    from axonize_server.settings import Settings
+
+__all__ = ["Receiver", "run"]
+
+_log = structlog.get_logger("axonize.receiver")
+
+_SIGNALS: Final = {"/v1/traces": "traces", "/v1/metrics": "metrics"}
+_TICK_S: Final = 0.2
+_RETRY_AFTER: Final = {"retry-after": "2"}
+# google.rpc.Code
+_CODES: Final[dict[int, int]] = {400: 3, 404: 5, 405: 12, 408: 4, 413: 8, 415: 3, 431: 8, 503: 14}
+
+
+class Receiver:
+    """The HTTP application; lives on the event loop's thread."""
+
+    def __init__(self, settings: Settings, intake: Intake, limits: HttpLimits | None = None) -> None:
+        self.limits = limits or HttpLimits()
+        self.connections: set[Connection] = set()
+        self.stopping = False
+        self._settings, self._intake = settings, intake
+
+    def body_limit(self, head: Head) -> int:
+        """As sent: compressed bodies have a limit of their own, lower than the inflated one."""
+        if head.headers.get("content-encoding", "") == "gzip":
+            return self._settings.max_compressed_bytes
+        return self._settings.max_body_bytes
+
+    def refusal(self, status: HTTPStatus, reason: str) -> Response:
+        """An error answer, counted."""
+        self._intake.refused(f"http_{status.value}")
+        return _status(status, reason)
+
+    def serve(self, head: Head, body: memoryview, connection: Connection) -> None:
+        """Route one request."""
+        path = head.path.partition("?")[0]
+        if path == "/healthz":
+            connection.respond(_healthy())
+        elif (signal_name := _SIGNALS.get(path)) is None:
+            connection.respond(self.refusal(HTTPStatus.NOT_FOUND, f"nothing is received at {path!r}"))
+        elif head.method != "POST":
+            answer = self.refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes POST, not {head.method}")
+            connection.respond(answer._replace(headers={"allow": "POST"}))
+        else:
+            self._receive(signal_name, head, body, connection)
+
+    def _receive(self, signal_name: str, head: Head, body: memoryview, connection: Connection) -> None:
+        if (wrong := _unsupported(head)) is not None:
+            connection.respond(self.refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, wrong))
+            return
+        try:
+            if head.headers.get("content-encoding") == "gzip":
+                body = memoryview(inflate(body, self._settings.max_body_bytes))
+            self._intake.accept(signal_name, body, lambda durable: connection.respond(_OK if durable else _LATER))
+        except InflatedTooLargeError as error:
+            connection.respond(self.refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)))
+        except InvalidRequestError as error:
+            connection.respond(_status(HTTPStatus.BAD_REQUEST, str(error)))
+        except (SpoolFullError, SpoolUnavailableError) as error:
+            answer = _status(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+            connection.respond(answer._replace(headers=_RETRY_AFTER))
+
+
+def _unsupported(head: Head) -> str | None:
+    kind = head.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/x-protobuf":
+        return f"content-type {kind!r} is not supported; send application/x-protobuf"
+    encoding = head.headers.get("content-encoding", "identity")
+    if encoding not in ("gzip", "identity", ""):
+        return f"content-encoding {encoding!r} is not supported; send gzip or none"
+    return None
+
+
+def _status(status: HTTPStatus, reason: str) -> Response:
+    return Response(status.value, Status(code=_CODES[status.value], message=reason[:1024]).SerializeToString())
+
+
+# An empty Export*ServiceResponse has no bytes.
+_OK: Final = Response(200)
+_LATER: Final = _status(HTTPStatus.SERVICE_UNAVAILABLE, "the spool could not be synced; send again")._replace(
+    headers=_RETRY_AFTER
+)
+
+
+def _healthy() -> Response:
+    return Response(200, json.dumps({"status": "ok", "version": __version__}).encode(), "application/json")
+
+
+def run(settings: Settings, listener: socket.socket, *, worker: int = 0) -> None:
+    """Serve on a listening socket until SIGTERM or SIGINT; then finish what is under way, seal, and return."""
+    uvloop.run(_serve(settings, listener, worker))
+
+
+async def _serve(settings: Settings, listener: socket.socket, worker: int) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    intake = Intake(settings, loop)
+    receiver = Receiver(settings, intake)
+    server = await loop.create_server(lambda: Connection(receiver), sock=listener)
+    try:
+        await _tick_until(stop, settings, receiver, intake, worker)
+    finally:
+        server.close()
+        await _drain(receiver, intake, settings.drain_s)
+        intake.close()
+        write_stats(settings.data_dir, worker, intake.counters)
+
+
+async def _tick_until(stop: asyncio.Event, settings: Settings, receiver: Receiver, intake: Intake, worker: int) -> None:
+    """The clockwork: seal what is old, end what is slow, publish the counters."""
+    swept = float("-inf")
+    while not stop.is_set():
+        intake.seal_due()
+        if (now := time.monotonic()) - swept >= 1:
+            swept = now
+            for connection in list(receiver.connections):
+                connection.check(asyncio.get_running_loop().time())
+            write_stats(settings.data_dir, worker, intake.counters)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(stop.wait(), _TICK_S)
+
+
+async def _drain(receiver: Receiver, intake: Intake, limit_s: float) -> None:
+    """Let the requests under way finish; those still arriving at the limit were never acknowledged."""
+    receiver.stopping = True
+    deadline = time.monotonic() + limit_s
+    for connection in list(receiver.connections):
+        connection.stop()
+    while (receiver.connections or not intake.idle) and time.monotonic() < deadline:  # noqa: ASYNC110 - many events
+        await asyncio.sleep(0.01)
