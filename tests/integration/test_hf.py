@@ -160,10 +160,11 @@ def test_unreadable_output_still_ends_the_request(llama, recorded):
     assert set(recorded.recorder.errors) == {"hf.generate.length", "hf.generate.count"}
 
 
-def test_nested_generate_makes_no_request(llama, recorded):
-    """A generate inside a generate, of the same or another instrumented model, belongs to the outermost request."""
-    other = axonize_hf.instrument(copy.deepcopy(llama))
+@pytest.mark.parametrize(("same", "steps"), [(True, 7 + 7 * 7), (False, 7)])
+def test_nested_generate_makes_no_request(same, steps, llama, recorded):
+    """A generate inside a generate belongs to the outermost request; only the same model's steps are its steps."""
     axonize_hf.instrument(llama)
+    other = llama if same else axonize_hf.instrument(copy.deepcopy(llama))
 
     def nest(ids, scores, **kwargs):
         with torch.no_grad():
@@ -173,7 +174,13 @@ def test_nested_generate_makes_no_request(llama, recorded):
     generate(llama, IDS[:1], **GREEDY, stopping_criteria=[nest])
     found = recorded.by_kind()
     assert [len(found[kind]) for kind in (Kind.REQUEST, Kind.RUN, Kind.RUN_END, Kind.REQUEST_END)] == [1, 1, 1, 1]
-    assert len(found[Kind.RUN][0][1][-1]) - 1 == GREEDY["max_new_tokens"]
+    assert len(found[Kind.RUN][0][1][-1]) - 1 == steps
+
+
+def test_the_total_length_limits_too(llama, recorded):
+    """A row that ran into max_length finished by length."""
+    axonize_hf.instrument(llama).generate(IDS[:1], attention_mask=MASK[:1], max_length=12, do_sample=False)
+    assert [payload[:3] for _, payload in recorded.by_kind()[Kind.REQUEST_END]] == [("length", 9, 3)]
 
 
 def test_embeddings_as_input(llama, recorded):

@@ -10,6 +10,7 @@ import pytest
 
 import axonize_hf
 from axonize_core.frames import Kind
+from axonize_hf.session import Session, Stage
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -183,6 +184,22 @@ def test_worker_processes_prepare_unseen(classifier, recorded):
     plain = classifier(PROMPTS)
     assert axonize_hf.instrument(classifier)(PROMPTS, num_workers=1) == plain
     assert recorded.counts()[Kind.REQUEST_END] == 3
+
+
+def test_a_stage_sent_elsewhere_is_plain(classifier, recorded):
+    """A stage pickled for a spawned worker is the plain pipeline's, without the call's session."""
+    axonize_hf.instrument(classifier)
+    stage = Stage(Session(classifier, 1), "preprocess", classifier.preprocess)
+    sent = pickle.loads(pickle.dumps(stage))
+    assert sent(PROMPTS[0])["input_ids"].tolist() == stage(PROMPTS[0])["input_ids"].tolist()
+    assert recorded.counts()[Kind.REQUEST] == 1
+
+
+def test_an_instrumented_encoder_inside(classifier, recorded):
+    """A pipeline's items are not counted again by its model when that is instrumented too."""
+    axonize_hf.instrument(classifier.model, model_name="inner")
+    axonize_hf.instrument(classifier)(PROMPTS, batch_size=3)
+    assert recorded.counts() == {Kind.REQUEST: 3, Kind.RUN: 1, Kind.RUN_END: 1, Kind.REQUEST_END: 3}
 
 
 def test_stages_replaced_by_the_user(generator, recorded):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 
 import axonize_hf
@@ -38,6 +40,7 @@ def test_one_for_all_or_one_each():
         (2**64, str(2**64)),
         ([1, ["a", 2**64]], (1, ("a", str(2**64)))),
         ({"a": 1}, "{'a': 1}"),
+        (Fraction(1, 2), 0.5),
     ],
 )
 def test_any_attribute_can_be_sent(value, expected):

@@ -31,7 +31,10 @@ def test_prompts_are_counted_by_their_mask():
     """A mask in host memory tells the tokens without padding; without one the padded length counts."""
     torch = pytest.importorskip("torch")
     ids, mask = torch.zeros((2, 4), dtype=torch.long), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
-    assert row_lengths(ids, mask) == (4, 2)
+    for kind in (torch.long, torch.bool, torch.float32):
+        counted = row_lengths(ids, mask.to(kind))
+        assert counted == (4, 2)
+        assert {type(n) for n in counted} == {int}
     assert row_lengths(ids, None) == (4, 4)
     assert host_rows(ids, 3) == [[0], [0]]
 

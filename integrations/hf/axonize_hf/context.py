@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -93,10 +94,12 @@ def _text(value: object) -> str:
 
 
 def _value(value: object) -> object:
-    if value is None or isinstance(value, (bool, float)):
+    if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, int) and value in _INT64:
+    if isinstance(value, Integral) and int(value) in _INT64:
         return int(value)
+    if isinstance(value, Real) and not isinstance(value, Integral):
+        return float(value)
     if isinstance(value, (list, tuple)):
         return tuple(_value(item) for item in value)
     return _text(value)

@@ -19,7 +19,8 @@ def row_lengths(ids: Any, mask: Any) -> tuple[int | None, ...]:
     """Return the tokens of each row of ``ids [rows, tokens]``: unpadded if the mask is in host memory."""
     rows = ids.shape[0]
     if mask is not None and mask.ndim == 2 and mask.shape[0] == rows and mask.device.type == "cpu":  # noqa: PLR2004
-        lengths: list[int] = mask.sum(-1).tolist()
+        # Masks come as integers, as booleans and as floats; counts are integers.
+        lengths: list[int] = (mask > 0).sum(-1).tolist()
         return tuple(lengths)
     return (int(ids.shape[1]),) * int(rows)
 
