@@ -14,8 +14,13 @@ import sys
 import threading
 import time
 
+import structlog
+
+from axonize_core.errors import ConfigurationError
 from axonize_server.logs import configure_logs
+from axonize_server.process import REFUSED_TO_START
 from axonize_server.settings import Settings, load_settings
+from axonize_server.stats import write_writer
 
 __all__ = ["main"]
 
@@ -27,14 +32,23 @@ def main() -> None:
     configure_logs()
     role, *arguments = sys.argv[1:]
     line = sys.stdin.buffer.readline()
-    settings = load_settings(**json.loads(line))
-    threading.Thread(target=_end_with_parent, args=(settings.drain_s,), name="axonize-parent", daemon=True).start()
-    if role == "receiver":
-        _receiver(settings, *map(int, arguments))
-    else:
-        from axonize_server import writer  # noqa: PLC0415 - ClickHouse is the writer's alone
+    try:
+        settings = load_settings(**json.loads(line))
+        parent = threading.Thread(target=_end_with_parent, args=(settings.drain_s,), name="axonize-parent", daemon=True)
+        parent.start()
+        if role == "receiver":
+            _receiver(settings, *map(int, arguments))
+        else:
+            _writer(settings)
+    except ConfigurationError as error:
+        structlog.get_logger("axonize.child").error("start_refused", role=role, error=str(error))
+        raise SystemExit(REFUSED_TO_START) from None
 
-        writer.run(settings)
+
+def _writer(settings: Settings) -> None:
+    from axonize_server import writer  # noqa: PLC0415 - ClickHouse is the writer's alone
+
+    writer.run(settings, lambda api_port: write_writer(settings.data_dir, api_port))
 
 
 def _receiver(settings: Settings, worker: int, listener_fd: int) -> None:

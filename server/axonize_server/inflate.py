@@ -36,7 +36,7 @@ def _member(data: bytes, room: int) -> tuple[bytes, bytes]:
     inflater = isal_zlib.decompressobj(wbits=_GZIP)
     try:
         member = inflater.decompress(data, max_length=room + 1)
-    except isal_zlib.IsalError as error:
+    except isal_zlib.IsalError as error:  # type: ignore[misc]  # the stub declares an instance
         raise InvalidRequestError(f"the body is no gzip: {error}") from error
     if len(member) > room:
         raise InflatedTooLargeError("the body is larger than the limit once inflated; send less at once")

@@ -114,7 +114,7 @@ class Intake:
             except SpoolUnavailableError as error:
                 if time.monotonic() - self._logged_at > _LOG_EVERY_S:
                     self._logged_at = time.monotonic()
-                    _log.error("spool unavailable", signal=signal, error=str(error))
+                    _log.error("spool_unavailable", signal=signal, error=str(error))
 
     def _synced(self, batch: list[_Waiting]) -> None:
         self._syncing = False

@@ -19,6 +19,7 @@ import uvloop
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]  # no types are published
 
 from axonize_core import __version__
+from axonize_core.errors import ConfigurationError
 from axonize_server.http import Connection, Head, HttpLimits, Response
 from axonize_server.inflate import InflatedTooLargeError, inflate
 from axonize_server.intake import Intake
@@ -28,6 +29,7 @@ from axonize_server.stats import write_stats
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from axonize_server.settings import Settings
 
@@ -36,6 +38,7 @@ __all__ = ["Receiver", "run"]
 _log = structlog.get_logger("axonize.receiver")
 
 _SIGNALS: Final = {"/v1/traces": "traces", "/v1/metrics": "metrics"}
+_GRPC_PORT: Final = 4317
 _TICK_S: Final = 0.2
 _RETRY_AFTER: Final = {"retry-after": "2"}
 # google.rpc.Code
@@ -129,14 +132,38 @@ async def _serve(settings: Settings, listener: socket.socket, worker: int) -> No
         loop.add_signal_handler(number, stop.set)
     intake = Intake(settings, loop)
     receiver = Receiver(settings, intake)
+    stop_grpc = _start_grpc(settings, intake, loop)
     server = await loop.create_server(lambda: Connection(receiver), sock=listener)
     try:
         await _tick_until(stop, settings, receiver, intake, worker)
     finally:
         server.close()
+        await loop.run_in_executor(None, stop_grpc, settings.drain_s)
         await _drain(receiver, intake, settings.drain_s)
         intake.close()
         write_stats(settings.data_dir, worker, intake.counters)
+
+
+def _start_grpc(settings: Settings, intake: Intake, loop: asyncio.AbstractEventLoop) -> Callable[[float], object]:
+    """Serve gRPC too, where it is wanted and can be; gives back what ends it.
+
+    Raises:
+        ConfigurationError: It was asked for by a port and cannot be.
+    """
+    port = _GRPC_PORT if settings.grpc_port is None else settings.grpc_port
+    if not port:
+        return lambda _: None
+    try:
+        from axonize_server.grpc_receiver import serve_grpc  # noqa: PLC0415 - an extra
+
+        server = serve_grpc(settings, port, intake, loop)
+    except (ImportError, ConfigurationError) as error:
+        if settings.grpc_port is not None:
+            intake.close()
+            raise ConfigurationError(f"--grpc-port {port}: {error}; pip install 'axonize[grpc]'") from error
+        _log.info("grpc_off", reason=str(error))
+        return lambda _: None
+    return lambda grace_s: server.stop(grace_s).wait()
 
 
 async def _tick_until(stop: asyncio.Event, settings: Settings, receiver: Receiver, intake: Intake, worker: int) -> None:

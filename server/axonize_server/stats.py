@@ -1,6 +1,6 @@
-"""What each receiver publishes about itself for the writer's ``/metrics`` and ``/api/v1/health``.
+"""What the collector's processes publish about themselves, for ``/metrics``, ``/api/v1/health`` and doctor.
 
-One small JSON file per receiver under ``<data-dir>/run``, replaced atomically about once a second.
+One small JSON file per process under ``<data-dir>/run``, replaced atomically; a receiver's once a second.
 """
 
 from __future__ import annotations
@@ -14,20 +14,33 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["read_stats", "write_stats"]
+__all__ = ["read_collector", "read_stats", "read_writer", "write_collector", "write_stats", "write_writer"]
 
 
 def write_stats(data_dir: Path, worker: int, counters: Mapping[str, int]) -> None:
     """Publish one receiver's counters, which count since its process started."""
+    _publish(data_dir, f"receiver-{worker}.json", worker=worker, counters=dict(counters))
+
+
+def write_writer(data_dir: Path, api_port: int) -> None:
+    """Publish that this process is the writer, and where its API listens."""
+    _publish(data_dir, "writer.json", api_port=api_port)
+
+
+def write_collector(data_dir: Path, *, http_port: int, restarts: Mapping[str, int]) -> None:
+    """Publish the supervisor's own facts."""
+    _publish(data_dir, "collector.json", http_port=http_port, restarts=dict(restarts))
+
+
+def _publish(data_dir: Path, name: str, **facts: Any) -> None:
     run_dir = data_dir / "run"
-    run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    facts = {"worker": worker, "pid": os.getpid(), "updated_ns": time.time_ns(), "counters": dict(counters)}
-    path = run_dir / f"receiver-{worker}.json"
+    path = run_dir / name
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        draft.write_text(json.dumps(facts))
+        run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        draft.write_text(json.dumps({"pid": os.getpid(), "updated_ns": time.time_ns(), **facts}))
         draft.replace(path)
-    except OSError:  # a full disk must not end the receiver; a stale `updated_ns` shows it
+    except OSError:  # a full disk must not end the process; a stale `updated_ns` shows it
         draft.unlink(missing_ok=True)
 
 
@@ -37,10 +50,23 @@ def read_stats(data_dir: Path) -> list[dict[str, Any]]:
     Counter names are ``received_bytes.<signal>``, ``acked_requests.<signal>``, ``acked_records.<signal>`` and
     ``refused_requests.<reason>``.
     """
-    found = []
-    for path in sorted((data_dir / "run").glob("receiver-*.json")):
-        try:
-            found.append(json.loads(path.read_text()))
-        except (FileNotFoundError, ValueError):
-            continue
-    return sorted(found, key=lambda facts: int(facts["worker"]))
+    found = [_read(path) for path in (data_dir / "run").glob("receiver-*.json")]
+    return sorted(filter(None, found), key=lambda facts: int(facts["worker"]))
+
+
+def read_writer(data_dir: Path) -> dict[str, Any]:
+    """The writer's pid and api_port, or nothing when none has been ready here."""
+    return _read(data_dir / "run" / "writer.json")
+
+
+def read_collector(data_dir: Path) -> dict[str, Any]:
+    """The supervisor's pid, http_port and restarts, or nothing when none has been ready here."""
+    return _read(data_dir / "run" / "collector.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return facts

@@ -1,0 +1,87 @@
+"""OTLP/gRPC: the same accept path as HTTP, the message's bytes untouched by gRPC (no deserializer).
+
+grpcio serves on threads of its own; each call hops to the receiver's event loop and waits there for its sync.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import TYPE_CHECKING, Final
+
+import grpc
+
+from axonize_core.errors import ConfigurationError
+from axonize_server.otlp import InvalidRequestError
+from axonize_server.spool import SpoolFullError, SpoolUnavailableError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from axonize_server.intake import Intake
+    from axonize_server.settings import Settings
+
+__all__ = ["serve_grpc"]
+
+_SERVICES: Final = {
+    "traces": "opentelemetry.proto.collector.trace.v1.TraceService",
+    "metrics": "opentelemetry.proto.collector.metrics.v1.MetricsService",
+}
+_THREADS = 16
+_ACK_S = 30.0
+
+
+def serve_grpc(settings: Settings, port: int, intake: Intake, loop: asyncio.AbstractEventLoop) -> grpc.Server:
+    """Start a server for both signals; a body over the limit is RESOURCE_EXHAUSTED by grpcio itself.
+
+    Raises:
+        ConfigurationError: The port is taken.
+    """
+    server = grpc.server(
+        ThreadPoolExecutor(_THREADS, thread_name_prefix="axonize-grpc"),
+        options=[
+            ("grpc.max_receive_message_length", settings.max_body_bytes),
+            ("grpc.so_reuseport", int(settings.workers > 1)),
+        ],
+    )
+    for signal, service in _SERVICES.items():
+        handler = grpc.unary_unary_rpc_method_handler(_export(signal, intake, loop))
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Export": handler}),))
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    try:
+        server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port} for gRPC; stop what uses it, or give another --grpc-port (0: off)"
+        ) from error
+    server.start()
+    return server
+
+
+def _export(
+    signal: str, intake: Intake, loop: asyncio.AbstractEventLoop
+) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+    def export(body: bytes, context: grpc.ServicerContext) -> bytes:
+        outcome: Future[bool] = Future()
+        loop.call_soon_threadsafe(_accept, intake, signal, body, outcome)
+        try:
+            durable = outcome.result(_ACK_S)
+        except InvalidRequestError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except (SpoolFullError, SpoolUnavailableError, FutureTimeoutError) as error:
+            # OTLP clients retry UNAVAILABLE, but RESOURCE_EXHAUSTED only with a RetryInfo.
+            context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        if not durable:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the spool could not be synced; send again")
+        return b""
+
+    return export
+
+
+def _accept(intake: Intake, signal: str, body: bytes, outcome: Future[bool]) -> None:
+    """On the loop's thread."""
+    try:
+        intake.accept(signal, body, outcome.set_result)
+    except (InvalidRequestError, SpoolFullError, SpoolUnavailableError) as error:
+        outcome.set_exception(error)
