@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["ATTRIBUTES", "Attribute"]
+__all__ = ["ATTRIBUTES", "Attribute", "attributes_markdown"]
 
 
 class Attribute(NamedTuple):
@@ -64,7 +64,7 @@ GPU_POWER_W = "gpu.power.mean_w"
 
 ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(PHASE, "string", "", "all", "request, queue, prefill, decode or batch"),
-    Attribute(ENGINE, "string", "", "all", "transformers, vllm, triton"),
+    Attribute(ENGINE, "string", "", "resource", "transformers, vllm, triton"),
     Attribute(MODEL, "string", "", "all", "the model's name or path"),
     Attribute(PROVIDER, "string", "", "request", "who provides the model"),
     Attribute(OPERATION, "string", "", "request", "text_completion, chat, embeddings, classification …"),
@@ -90,13 +90,21 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(MEMBER_REQUEST_SEQ, "bytes", "u64 LE each", "batch", "the members' ai.request.seq"),
     Attribute(MEMBER_PREFILL_TOKENS, "bytes", "u32 LE each", "batch", "prompt tokens computed, by member"),
     Attribute(MEMBER_DECODE_TOKENS, "bytes", "u32 LE each", "batch", "tokens decoded, by member"),
-    Attribute(MEMBER_CONTEXT_TOKENS, "bytes", "u32 LE each", "batch", "tokens in context before the step, by member"),
-    Attribute(HW_ID, "string", "", "prefill, decode, batch", "physical GPU uuid (GPU-…)"),
-    Attribute(HW_NAME, "string", "", "prefill, decode, batch", "GPU model; says so when it is simulated"),
-    Attribute(GPU_COMPUTE_RESOURCE, "string", "", "prefill, decode, batch", "full GPU or MIG instance uuid"),
-    Attribute(GPU_CONTEXT, "string", "", "prefill, decode, batch", "what the process calls it: host/pid/cuda:0"),
+    Attribute(MEMBER_CONTEXT_TOKENS, "bytes", "u32 LE each", "batch", "context tokens before the step, by member"),
+    Attribute(HW_ID, "string", "", "request, prefill, decode, batch", "physical GPU uuid (GPU-…)"),
+    Attribute(HW_NAME, "string", "", "request", "GPU model; says so when it is simulated"),
+    Attribute(GPU_COMPUTE_RESOURCE, "string", "", "request, prefill, decode, batch", "full GPU or MIG instance uuid"),
+    Attribute(
+        GPU_CONTEXT, "string", "", "request, prefill, decode, batch", "what the process calls it: host/pid/cuda:0"
+    ),
     Attribute(GPU_PROVENANCE, "string", "", "all", "measured, apportioned, estimated, simulated or unavailable"),
     Attribute(GPU_UTILIZATION, "double", "1", "prefill, decode, batch", "mean busy share over the span"),
     Attribute(GPU_MEMORY_BYTES, "int", "By", "prefill, decode, batch", "mean memory in use over the span"),
     Attribute(GPU_POWER_W, "double", "W", "prefill, decode, batch", "mean power of the device over the span"),
 )
+
+
+def attributes_markdown() -> str:
+    """Return the table of ``docs/attributes.md``."""
+    rows = [f"| `{a.name}` | {a.type} | {a.unit} | {a.spans} | {a.meaning} |" for a in ATTRIBUTES]
+    return "\n".join(["| attribute | type | unit | spans | meaning |", "|---|---|---|---|---|", *rows, ""])

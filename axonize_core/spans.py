@@ -96,6 +96,7 @@ class Spans:
             names.OPERATION: event.operation,
             names.PROVIDER: source.provider,
             **self._identity(source)[0],
+            **self._device_name(source),
             **dict(event.attributes),
             **{key: value for more in extra for key, value in (more or {}).items()},
         }
@@ -117,8 +118,13 @@ class Spans:
         span._kind, span._status = SpanKind.SERVER, status  # noqa: SLF001 - ReadableSpan has no setters
         return span
 
+    def _device_name(self, source: SourceInfo) -> dict[str, Any]:
+        resource = self._identity(source)[1]
+        return {names.HW_NAME: resource.gpu.name} if resource else {}
+
     def _queue(self, event: RequestEvent) -> ReadableSpan:
-        attributes = dict(self._identity(event.source)[0])
+        provenance = self._identity(event.source)[0][names.GPU_PROVENANCE]
+        attributes: dict[str, Any] = {names.GPU_PROVENANCE: provenance}
         context = _context(event.ref.trace_id, self._ids.generate_span_id())
         span = self._span("queue", event, attributes, context, _parent(event.ref))
         span._end_time = event.start_ns + (event.queue_ns or 0)  # noqa: SLF001 - same
@@ -159,7 +165,6 @@ class Spans:
         parent: SpanContext | None,
     ) -> ReadableSpan:
         attributes[names.PHASE] = phase
-        attributes[names.ENGINE] = event.source.engine
         attributes[names.MODEL] = event.source.model
         if phase != "batch":
             attributes[names.REQUEST_SEQ] = event.ref.seq  # type: ignore[union-attr] # only batches have none
@@ -180,7 +185,10 @@ class Spans:
     def _resource(self, source: SourceInfo) -> Resource:
         known = self._resources.get(id(source))
         if known is None or known[0] is not source:
-            known = (source, _Resource({**source.resource, "telemetry.distro.name": "axonize"}))
+            known = (
+                source,
+                _Resource({**source.resource, names.ENGINE: source.engine, "telemetry.distro.name": "axonize"}),
+            )
             self._resources[id(source)] = known
         return known[1]
 

@@ -99,7 +99,6 @@ class Sampler:
             return {**_UNAVAILABLE, names.GPU_CONTEXT: context_id(source)}
         return {
             names.HW_ID: resource.gpu.uuid,
-            names.HW_NAME: resource.gpu.name,
             names.GPU_COMPUTE_RESOURCE: resource.id,
             names.GPU_CONTEXT: context_id(source),
             names.GPU_PROVENANCE: self.provider.provenance,

@@ -141,5 +141,10 @@ def test_every_emitted_attribute_is_in_the_table(spans, captured):
     spans.axonize_prefills([PrefillEvent(SOURCE, REF, 1, 1, 1, 1)])
     spans.axonize_decodes([DecodeEvent(SOURCE, REF, 1, 1, 1, 1, 1, 1, 1)])
     spans.axonize_batches([BatchEvent(SOURCE, 5, 9, 8, 1, 1, (7,), (3,), (1,), (0,))])
-    emitted = {name for span in captured.spans for name in span.attributes}
-    assert emitted == {a.name for a in names.ATTRIBUTES}
+    emitted = {(name, span.name) for span in captured.spans for name in span.attributes}
+    phases = ("request", "queue", "prefill", "decode", "batch")
+    table = {
+        (a.name, phase) for a in names.ATTRIBUTES for phase in (phases if a.spans == "all" else a.spans.split(", "))
+    }
+    assert emitted == table - {(names.ENGINE, "resource"), *((names.INCOMPLETE, p) for p in phases[2:])}
+    assert captured.spans[0].resource.attributes[names.ENGINE] == "transformers"
