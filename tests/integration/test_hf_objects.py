@@ -106,6 +106,7 @@ def test_compile_sees_nothing_of_ours(llama, bert, recorded):
     assert recorded.counts() == {Kind.REQUEST: 2, Kind.RUN: 1, Kind.RUN_END: 1, Kind.REQUEST_END: 2}
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_child_records_its_own(llama, recorded):
     """A child forked after instrumenting generates and records for itself; the parent's records are not its."""
     axonize_hf.instrument(llama)
