@@ -50,6 +50,8 @@ bench: $(VENV)/.wheel $(VENV)/.tools
 	$(BIN)/python tests/benchmark/run.py $(BENCH)
 
 docs: $(VENV)/.wheel
+	$(BIN)/python -m axonize_core.attributes > docs/attributes.md
+	$(BIN)/python -m axonize_core.settings > docs/settings.md
 	$(BIN)/python -m axonize_server.settings --env-example > .env.example
 	$(BIN)/python -m axonize_server.settings --docs > docs/collector-settings.md
 

@@ -105,6 +105,18 @@ ATTRIBUTES: tuple[Attribute, ...] = (
 
 
 def attributes_markdown() -> str:
-    """Return the table of ``docs/attributes.md``."""
+    """Return ``docs/attributes.md``."""
     rows = [f"| `{a.name}` | {a.type} | {a.unit} | {a.spans} | {a.meaning} |" for a in ATTRIBUTES]
-    return "\n".join(["| attribute | type | unit | spans | meaning |", "|---|---|---|---|---|", *rows, ""])
+    return "\n".join([*_INTRODUCTION, "| attribute | type | unit | spans | meaning |", "|---|---|---|---|---|", *rows])
+
+
+_INTRODUCTION = (
+    "# Attributes",
+    "",
+    "Every attribute Axonize emits, once. Generated from `axonize_core/attributes.py` by `make docs`. Standard names come",
+    "first (OTel GenAI and hardware conventions), then `ai.*` and `gpu.*`. An unknown value is absent, never 0.",
+    "",
+)
+
+if __name__ == "__main__":
+    print(attributes_markdown())  # noqa: T201 - this is what running it is for

@@ -240,6 +240,16 @@ def _fingerprint(env: Mapping[str, str]) -> str:
 
 
 def settings_markdown() -> str:
-    """Return the table of ``docs/settings.md``."""
+    """Return the table of the variables, for ``axonize env`` and the documentation."""
     rows = [f"| `{s.env}` | `{s.default}` | {s.unit} | {s.meaning} |" for s in SETTINGS]
     return "\n".join(["| variable | default | unit | meaning |", "|---|---|---|---|", *rows, ""])
+
+
+_INTRODUCTION = """# Settings beside inference
+
+Read once, when the first model is instrumented. Generated from `axonize_core/settings.py` by `make docs`; `axonize env`
+prints the same table. The collector's settings stand in [collector-settings.md](collector-settings.md).
+"""
+
+if __name__ == "__main__":
+    print(_INTRODUCTION, settings_markdown(), sep="\n", end="")  # noqa: T201 - this is what running it is for
