@@ -107,7 +107,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
 def attributes_markdown() -> str:
     """Return ``docs/attributes.md``."""
     rows = [f"| `{a.name}` | {a.type} | {a.unit} | {a.spans} | {a.meaning} |" for a in ATTRIBUTES]
-    return "\n".join([*_INTRODUCTION, "| attribute | type | unit | spans | meaning |", "|---|---|---|---|---|", *rows])
+    return "\n".join([*_INTRODUCTION, *rows])
 
 
 _INTRODUCTION = (
@@ -116,6 +116,8 @@ _INTRODUCTION = (
     "Every attribute Axonize emits, once. Generated from `axonize_core/attributes.py` by `make docs`. Standard names come",
     "first (OTel GenAI and hardware conventions), then `ai.*` and `gpu.*`. An unknown value is absent, never 0.",
     "",
+    "| attribute | type | unit | spans | meaning |",
+    "|---|---|---|---|---|",
 )
 
 if __name__ == "__main__":
