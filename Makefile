@@ -54,6 +54,8 @@ docs: $(VENV)/.wheel
 	$(BIN)/python -m axonize_core.settings > docs/settings.md
 	$(BIN)/python -m axonize_server.settings --env-example > .env.example
 	$(BIN)/python -m axonize_server.settings --docs > docs/collector-settings.md
+	$(BIN)/python -m axonize_core.settings > docs/settings.md
+	$(BIN)/python -m axonize_core.attributes > docs/attributes.md
 
 migrate: $(VENV)/.wheel
 	$(BIN)/axonize migrate

@@ -53,7 +53,10 @@ def run(options: DemoOptions) -> None:
         console.print(f"collector on {collector.otlp_url}, its API on {collector.client.url}, data in {data_dir}")
         with collector.running():
             figures = _serve_and_show(console, collector, options)
-            if not options.once:
+            stays = not options.once and sys.stdin.isatty()
+            if not options.as_json:
+                demo_report.print_next(console, collector.client, stays=stays)
+            if stays:
                 _stay(console, collector)
     if options.as_json:
         print(json.dumps(figures))  # noqa: T201  the command's result
@@ -108,9 +111,7 @@ def _collector(data_dir: Path, *, once: bool) -> LocalCollector:
 
 
 def _stay(console: Console, collector: LocalCollector) -> None:
-    """Keep the collector running until Ctrl-C, when there is someone to press it."""
-    if not sys.stdin.isatty():
-        return
+    """Keep the collector running until Ctrl-C."""
     console.print(f"\nThe collector keeps running on {collector.otlp_url}. Ctrl-C ends it.")
     try:
         signal.pause()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from axonize_server.client import ApiClient, Batch, Health, Request
 
-__all__ = ["Result", "discrepancies", "figures", "print_result", "read_back", "store_rows"]
+__all__ = ["Result", "discrepancies", "figures", "print_next", "print_result", "read_back", "store_rows"]
 
 _POLL_S = 0.3
 _VISIBLE_WITHIN_S = 60.0
@@ -95,11 +95,9 @@ def discrepancies(result: Result, served: dict[str, Any]) -> list[str]:
 
 
 def print_result(console: Console, client: ApiClient, result: Result) -> None:
-    """Show the requests, the slowest one's waterfall, the batch in which it began, and what to do next."""
+    """Show the requests, the slowest one's waterfall, and the batch in which it began."""
     _heading(console, "The requests, newest first", "axonize requests")
-    show.print_requests(console, result.requests[:_SHOWN])
-    if len(result.requests) > _SHOWN:
-        console.print(f"and {len(result.requests) - _SHOWN} more", style="dim")
+    show.print_requests(console, result.requests, most=_SHOWN)
     slowest = max(result.requests, key=lambda r: r["duration_ms"] if r["status"] == "ok" else 0.0, default=None)
     if slowest is None:
         return
@@ -108,7 +106,20 @@ def print_result(console: Console, client: ApiClient, result: Result) -> None:
     if shared := [batch for batch in result.batches if _first_step(batch, slowest)]:
         _heading(console, "Who shared its first step", "axonize batches --members")
         show.print_batch(console, shared[0])
-    _print_next(console, client, slowest)
+
+
+def print_next(console: Console, client: ApiClient, *, stays: bool) -> None:
+    """Show what to do next, while the collector stays or after it has ended."""
+    api = "" if client.url == DEFAULT_API_URL else f" --api {client.url}"
+    _heading(console, "What next")
+    if stays:
+        console.print(f"  axonize requests --status error{api}")
+        console.print(f"  axonize batches --members --limit 3{api}")
+    else:
+        console.print("  axonize demo          the same, with a collector that stays for you to explore")
+    console.print("  axonize doctor        what is installed, connected, dropped and refused")
+    console.print("  axonize collector     a collector of your own; then, in your server:")
+    console.print("                        pipe = axonize_hf.instrument(pipeline(...))")
 
 
 def _first_step(batch: Batch, request: Request) -> bool:
@@ -118,19 +129,10 @@ def _first_step(batch: Batch, request: Request) -> bool:
     )
 
 
-def _heading(console: Console, title: str, command: str) -> None:
+def _heading(console: Console, title: str, command: str = "") -> None:
     console.print()
     console.print(Text.assemble((title, "bold underline"), (f"   {command}", "dim")))
     console.print()
-
-
-def _print_next(console: Console, client: ApiClient, request: Request) -> None:
-    api = "" if client.url == DEFAULT_API_URL else f" --api {client.url}"
-    _heading(console, "What next", "while the collector runs")
-    console.print(f"  axonize requests --status error{api}")
-    console.print(f"  axonize trace {request['request_id']}{api}")
-    console.print("  axonize doctor")
-    console.print("  your own model: pipe = axonize_hf.instrument(pipeline(...)), see docs/huggingface.md")
 
 
 def _requests_of(client: ApiClient, run_id: str, expected: int) -> list[Request]:

@@ -62,12 +62,16 @@ def make_console(*, stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(highlight=False, stderr=stderr, width=_PIPED_WIDTH)
 
 
-def print_requests(console: Console, requests: Sequence[Request]) -> None:
-    """Print requests as one table, in the order given."""
+def print_requests(console: Console, requests: Sequence[Request], *, most: int | None = None) -> None:
+    """Print requests as one table in the order given; with ``most``, no more than so many of them."""
     if not requests:
         console.print("no requests")
         return
-    _print_table(console, units.plural(len(requests), "request"), _request_columns(console, requests), requests)
+    shown = requests[:most]
+    title = units.plural(len(requests), "request")
+    if len(shown) < len(requests):
+        title = f"{len(shown)} of {title}"
+    _print_table(console, title, _request_columns(console, shown), shown)
 
 
 def print_batches(console: Console, batches: Sequence[Batch]) -> None:

@@ -101,8 +101,7 @@ def test_the_index_lists_every_document():
     """Nothing under docs is out of reach."""
     index = (ROOT / "docs/index.md").read_text()
     listed = {(ROOT / "docs" / target).resolve() for target in re.findall(r"\]\(([^)]+)\)", index)}
-    documents = {path for path in ROOT.glob("docs/**/*.md") if path.name != "index.md"}
-    assert documents <= listed
+    assert {path for path in ROOT.glob("docs/**/*.md") if path.name != "index.md"} <= listed
 
 
 def test_the_readme_fits_two_screens():

@@ -86,6 +86,13 @@ def test_piped_ids_are_whole_and_times_dated():
     assert lines[3].startswith("2026-03-01 ")
 
 
+def test_a_part_of_the_requests_is_called_a_part():
+    """The heading counts what is shown and what there is."""
+    lines = _printed(lambda console, shown: show.print_requests(console, shown, most=2), LOAD, width=100)
+    assert lines[0].startswith("2 of 5 requests · ")
+    assert len([line for line in lines if ":20:0" in line]) == 2
+
+
 def test_short_ids_are_long_enough_to_tell_apart():
     """Two ids that begin alike are cut later."""
     short = show.short_ids(_terminal(80), ["aaaaaaaaaa1", "aaaaaaaaaa2", None])

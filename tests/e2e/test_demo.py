@@ -1,0 +1,118 @@
+"""``axonize demo``: one command, from a served model to what the store knows about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+AXONIZE = [sys.executable, "-c", "from axonize_core.cli import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """An environment without settings of whoever runs the tests, and a directory for temporary data."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AXONIZE_", "OTEL_"))}
+    return kept | {
+        "TMPDIR": str(tmp_path_factory.mktemp("tmp")),
+        "AXONIZE_RUNTIME_DIR": str(tmp_path_factory.mktemp("run")),
+    }
+
+
+def _axonize(environment, *arguments, timeout_s=240):
+    return subprocess.run(
+        [*AXONIZE, *arguments], capture_output=True, text=True, env=environment, timeout=timeout_s, check=False
+    )
+
+
+def _children_left(environment, within_s=15):
+    """Return processes of ours that still run on this test's directories when the time is up."""
+    deadline = time.monotonic() + within_s
+    while True:
+        left = [process for process in psutil.process_iter() if _belongs(process, environment)]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.2)
+
+
+def _belongs(process, environment):
+    try:
+        ours = process.environ().get("AXONIZE_RUNTIME_DIR") == environment["AXONIZE_RUNTIME_DIR"]
+        return ours and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+@pytest.mark.xdist_group("demo")
+def test_the_figures_come_back_from_the_store(environment, tmp_path):
+    """``--once --json`` exits 0 with one JSON line: nothing dropped, a device that says it is simulated."""
+    done = _axonize(environment, "demo", "--once", "--json", "--requests", "20", "--data-dir", str(tmp_path / "data"))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1, done.stdout
+    figures = json.loads(lines[0])
+    assert list(figures) == ["requests", "spans", "batches", "dropped", "store_rows", "gpu_provenance"]
+    assert figures["requests"] == 20
+    assert figures["dropped"] == 0
+    assert figures["batches"] > 20
+    # A request that was served has four spans, each engine step one, and the failed request at least its own.
+    assert figures["spans"] >= figures["batches"] + 19 * 4 + 1
+    assert figures["store_rows"] > figures["spans"] + figures["batches"]
+    assert figures["gpu_provenance"] in ("simulated", "measured")
+    assert _children_left(environment) == []
+
+
+@pytest.mark.xdist_group("demo")
+def test_what_a_person_sees(environment):
+    """The requests, one waterfall, one batch with its members and the next commands; the data is gone after."""
+    done = _axonize(environment, "demo", "--once", "--requests", "12")
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout
+    assert "12 requests" in shown
+    assert "ValueError" in shown
+    for phase in ("├─ queue", "├─ prefill", "└─ decode"):
+        assert phase in shown
+    assert "Who shared its first step" in shown
+    assert " prefill + " in shown
+    assert "What next" in shown
+    assert list(Path(environment["TMPDIR"]).glob("axonize-*")) == []
+
+
+@pytest.mark.xdist_group("demo")
+def test_a_switched_off_axonize_is_said(environment):
+    """The demo does not work around the user's off switch, and says which one it is."""
+    done = _axonize(environment | {"AXONIZE_DISABLED": "true"}, "demo", "--once")
+    assert done.returncode != 0
+    assert "switched off by AXONIZE_DISABLED" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.xdist_group("demo")
+def test_a_collector_that_does_not_start_shows_its_log(environment, tmp_path):
+    """The error names the exit code and ends with what the collector said."""
+    (tmp_path / "clickhouse").write_text("a file where the engine wants a directory")
+    done = _axonize(environment, "demo", "--once", "--data-dir", str(tmp_path))
+    assert done.returncode != 0
+    assert "collector" in done.stderr
+    assert str(tmp_path / "clickhouse") in done.stderr
+    assert _children_left(environment) == []
+
+
+def test_without_a_framework_the_next_step_is_named(environment):
+    """torch missing is one line with the pip command."""
+    hidden = (
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, package=None: None if name == 'torch' else find(name, package)\n"
+        "from axonize_core.cli import main; main()"
+    )
+    command = [sys.executable, "-c", hidden, "demo", "--once"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "pip install torch" in done.stderr
+    assert done.stderr.count("\n") == 1
