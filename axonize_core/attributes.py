@@ -106,15 +106,17 @@ ATTRIBUTES: tuple[Attribute, ...] = (
 
 def attributes_markdown() -> str:
     """Return ``docs/attributes.md``."""
-    rows = [f"| `{a.name}` | {a.type} | {a.unit} | {a.spans} | {a.meaning} |" for a in ATTRIBUTES]
+    rows = [
+        f"| `{name}` | {type_} | {unit} | {spans} | {meaning} |" for name, type_, unit, spans, meaning in ATTRIBUTES
+    ]
     return "\n".join([*_INTRODUCTION, *rows])
 
 
 _INTRODUCTION = (
     "# Attributes",
     "",
-    "Every attribute Axonize emits, once. Generated from `axonize_core/attributes.py` by `make docs`. Standard names come",
-    "first (OTel GenAI and hardware conventions), then `ai.*` and `gpu.*`. An unknown value is absent, never 0.",
+    "Every attribute Axonize emits, once. Generated from `axonize_core/attributes.py` by `make docs`. Standard names",
+    "come first (OTel GenAI and hardware conventions), then `ai.*` and `gpu.*`. An unknown value is absent, never 0.",
     "",
     "| attribute | type | unit | spans | meaning |",
     "|---|---|---|---|---|",

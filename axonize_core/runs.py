@@ -86,18 +86,24 @@ class Run:
             return None
         if self.mode == "speculative":
             return self.end_ns
-        return self.token_ns(output_tokens if output_tokens is not None else self.new_tokens or 0)
+        return self.token_ns(self._position(output_tokens))
+
+    def _position(self, output_tokens: int | None) -> int:
+        """Return the last position a row reached; several sequences of one request share positions."""
+        reached = self.new_tokens or 0
+        return reached if output_tokens is None else min(output_tokens, reached)
 
     def tpot_ns(self, output_tokens: int | None) -> float | None:
         """Return (last - first token) / (tokens - 1), or None below two tokens."""
         first_ns, last_ns = self.first_visible_ns(), self.last_visible_ns(output_tokens)
-        if first_ns is None or last_ns is None or not output_tokens or output_tokens == 1:
+        if first_ns is None or last_ns is None or output_tokens is None:
             return None
-        return (last_ns - first_ns) / (output_tokens - 1)
+        tokens = self._position(output_tokens) if self.mode == "generate" else output_tokens
+        return (last_ns - first_ns) / (tokens - 1) if tokens > 1 else None
 
     def gap_statistics(self, tokens: int | None) -> tuple[int, int, int] | None:
         """Return p50, p99 and the maximum of the times between the first ``tokens`` tokens, in ns."""
-        if not tokens or tokens == 1 or self.token_ns(tokens) is None:
+        if tokens is None or self.token_ns(tokens := self._position(tokens)) is None or tokens == 1:
             return None
         if tokens not in self._gaps:
             seen = [t for k in range(1, tokens + 1) if (t := self.token_ns(k)) is not None]
@@ -108,7 +114,7 @@ class Run:
     def decode_steps(self, output_tokens: int | None) -> int:
         """Return the steps after the prompt in which a row with so many tokens took part."""
         if self.mode == "generate" and output_tokens:
-            return output_tokens - 1
+            return self._position(output_tokens) - 1
         return max(0, len(self.times) - self.prompt_steps)
 
     def steps(self) -> Iterator[Step]:

@@ -39,6 +39,15 @@ def test_chunks_of_the_prompt_come_before_the_first_token():
     assert [r.token_ns(k) for k in (1, 2)] == [125, 140]
 
 
+def test_several_sequences_of_a_request_share_positions():
+    """With num_return_sequences the tokens of a request exceed its positions; times go by position."""
+    r = run([100, 110, 125], new_tokens=3, end_ns=140)
+    assert r.last_visible_ns(6) == 140
+    assert r.tpot_ns(6) == 15
+    assert r.decode_steps(6) == 2
+    assert r.gap_statistics(6) == (15, 15, 15)
+
+
 def test_fewer_steps_than_tokens_leave_the_missing_times_unknown():
     """A time that was not seen is None, never a guess."""
     r = run([100], new_tokens=3, end_ns=140)

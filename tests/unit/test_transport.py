@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import os
 import socket
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -130,7 +130,7 @@ def test_the_agents_interpreter_is_found(monkeypatch, tmp_path):
     assert agent_command(Settings(agent_python="/py"), tmp_path)[0] == "/py"
     assert agent_command(Settings(), tmp_path)[0] == sys.executable
     monkeypatch.setattr(sys, "executable", "")
-    assert agent_command(Settings(), tmp_path)[0] == os.path.join(sys.prefix, "bin", "python3")
+    assert agent_command(Settings(), tmp_path)[0] == str(Path(sys.prefix) / "bin" / "python3")
 
 
 def test_inline_and_socket_are_chosen_by_setting(tmp_path):
