@@ -34,7 +34,8 @@ class Run:
     """A run while it lives and once it ended; all times are the engine's perf_counter.
 
     ``mode``: ``generate`` (steps are tokens), ``speculative`` (a step may yield several), ``forward`` (no tokens).
-    ``new_tokens`` is per row with padding; ``epoch_ns`` is what turns a time into an epoch time.
+    ``prompt_tokens`` is empty where a row's is unknown; ``new_tokens`` is per row with padding.
+    ``epoch_ns`` is what turns a time into an epoch time.
     """
 
     source: SourceInfo
@@ -121,7 +122,7 @@ class Run:
         """Yield the steps of an ended run. Chunks of the prompt add up to the prompt."""
         starts = list(self.times) if self.times else [self.start_ns]
         ends = [*starts[1:], self.last_ns]
-        rows, chunks = len(self.prompt_tokens), self.prompt_steps
+        rows, chunks = len(self.seqs), self.prompt_steps
         none, one = (0,) * rows, (1,) * rows
         later_decode = () if self.mode == "speculative" else one
         for k, (start_ns, end_ns) in enumerate(zip(starts, ends, strict=True)):

@@ -142,11 +142,12 @@ class Spans:
         attributes = {
             names.BATCH_SEQ: event.seq,
             names.BATCH_SIZE: len(event.request_seqs),
-            names.BATCH_PREFILL_TOKENS: sum(event.prefill_tokens),
             names.MEMBER_REQUEST_SEQ: pack(f"<{len(event.request_seqs)}Q", *event.request_seqs),
-            names.MEMBER_PREFILL_TOKENS: _u32(event.prefill_tokens),
             **self._annotate(event.source, event.start_ns, event.start_ns + event.duration_ns),
         }
+        if event.prefill_tokens:
+            attributes[names.BATCH_PREFILL_TOKENS] = sum(event.prefill_tokens)
+            attributes[names.MEMBER_PREFILL_TOKENS] = _u32(event.prefill_tokens)
         if event.decode_tokens:
             attributes[names.BATCH_DECODE_TOKENS] = sum(event.decode_tokens)
             attributes[names.MEMBER_DECODE_TOKENS] = _u32(event.decode_tokens)

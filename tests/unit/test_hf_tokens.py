@@ -40,8 +40,10 @@ def test_prompts_are_counted_by_their_mask():
 
 
 def test_nothing_is_read_from_a_device():
-    """Values on a device are not asked for: lengths are then the padded ones, and rows unknown."""
+    """Values on a device are not asked for: lengths are then unknown, unless there is one row, and so are rows."""
     torch = pytest.importorskip("torch")
     ids = torch.zeros((2, 9), dtype=torch.long, device="meta")  # a tensor without values: reading raises
-    assert row_lengths(ids, ids) == (9, 9)
+    assert row_lengths(ids, ids) == (None, None)
+    assert row_lengths(ids[:1], ids[:1]) == (9,)
+    assert row_lengths(ids, None) == (9, 9)
     assert host_rows(ids, 4) is None

@@ -69,6 +69,14 @@ def test_forward_has_one_step_and_no_tokens():
     assert r.decode_steps(None) == 0
 
 
+def test_prompts_of_unknown_length_leave_their_columns_empty():
+    """Unknown prompt tokens are unknown in every step; who took part is known all the same."""
+    r = Run(SOURCE, (1, 2), (), "generate", 90, 0, array("q", [100, 110]), 120, 2)
+    first, second = r.steps()
+    assert (first.prefill_tokens, first.context_tokens) == ((), ())
+    assert (second.decode_tokens, second.context_tokens) == ((1, 1), ())
+
+
 def test_speculative_steps_are_not_tokens():
     """Assisted decoding yields steps; what each of them decoded is unknown, not zero."""
     r = run([100, 110, 120], new_tokens=7, mode="speculative", end_ns=130)

@@ -16,9 +16,11 @@ class StopRules(NamedTuple):
 
 
 def row_lengths(ids: Any, mask: Any) -> tuple[int | None, ...]:
-    """Return the tokens of each row of ``ids [rows, tokens]``: unpadded if the mask is in host memory."""
+    """Return the tokens of each row of ``ids [rows, tokens]`` without padding; None where only the device knows."""
     rows = ids.shape[0]
-    if mask is not None and mask.ndim == 2 and mask.shape[0] == rows and mask.device.type == "cpu":  # noqa: PLR2004
+    if mask is not None and mask.ndim == 2 and mask.shape[0] == rows:  # noqa: PLR2004
+        if mask.device.type != "cpu":
+            return (None,) * int(rows) if rows > 1 else (int(ids.shape[1]),)
         # Masks come as integers, as booleans and as floats; counts are integers.
         lengths: list[int] = (mask > 0).sum(-1).tolist()
         return tuple(lengths)
