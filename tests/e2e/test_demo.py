@@ -94,13 +94,12 @@ def test_a_switched_off_axonize_is_said(environment):
 
 
 @pytest.mark.xdist_group("demo")
-def test_a_collector_that_does_not_start_shows_its_log(environment, tmp_path):
+def test_a_collector_that_does_not_start_shows_its_log(environment):
     """The error names the exit code and ends with what the collector said."""
-    (tmp_path / "clickhouse").write_text("a file where the engine wants a directory")
-    done = _axonize(environment, "demo", "--once", "--data-dir", str(tmp_path))
+    done = _axonize(environment | {"AXONIZE_SPOOL_MAX_BYTES": "1"}, "demo", "--once")
     assert done.returncode != 0
-    assert "collector" in done.stderr
-    assert str(tmp_path / "clickhouse") in done.stderr
+    assert "the collector ended with exit code" in done.stderr
+    assert "--spool-max-bytes (AXONIZE_SPOOL_MAX_BYTES) cannot be '1'" in done.stderr
     assert _children_left(environment) == []
 
 
