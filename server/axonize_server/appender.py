@@ -42,24 +42,33 @@ class Limits:
 class Usage:
     """The bytes of all segments of one spool, known to within what other receivers wrote in `refresh_s`.
 
-    Used by the appending thread only; a full spool is looked at again before it is reported full.
+    Counted before they are written; a full spool is looked at again before it is reported full. Any thread.
     """
 
     def __init__(self, spool_dir: Path, max_bytes: int, *, refresh_s: float = 0.25) -> None:
         self._dir, self._max_bytes, self._refresh_s = spool_dir, max_bytes, refresh_s
-        self._bytes, self._read_at = 0, float("-inf")
+        self._lock = threading.Lock()
+        self._bytes = self._unwritten = 0
+        self._read_at = float("-inf")
 
     def reserve(self, size: int) -> None:
         """Count `size` bytes more, or raise SpoolFullError."""
-        now = time.monotonic()
-        if now - self._read_at > self._refresh_s or self._bytes + size > self._max_bytes:
-            self._bytes, self._read_at = _total_bytes(self._dir), now
-        if self._bytes + size > self._max_bytes:
-            raise SpoolFullError(
-                f"the spool {str(self._dir)!r} holds {self._bytes} of at most {self._max_bytes} bytes;"
-                " see that the store is reachable, or raise AXONIZE_SPOOL_MAX_BYTES"
-            )
-        self._bytes += size
+        with self._lock:
+            now = time.monotonic()
+            if now - self._read_at > self._refresh_s or self._bytes + size > self._max_bytes:
+                self._bytes, self._read_at = _total_bytes(self._dir) + self._unwritten, now
+            if self._bytes + size > self._max_bytes:
+                raise SpoolFullError(
+                    f"the spool {str(self._dir)!r} holds {self._bytes} of at most {self._max_bytes} bytes;"
+                    " see that the store is reachable, or raise AXONIZE_SPOOL_MAX_BYTES"
+                )
+            self._bytes += size
+            self._unwritten += size
+
+    def written(self, size: int) -> None:
+        """From now on the directory shows these bytes, or they are gone."""
+        with self._lock:
+            self._unwritten -= size
 
 
 def _total_bytes(spool_dir: Path) -> int:
@@ -77,6 +86,7 @@ class _Write(NamedTuple):
     offset: int
     length: int
     end: int
+    reserved: int
 
 
 @dataclass(eq=False)
@@ -88,6 +98,7 @@ class _OpenSegment:
     fill: int = 0  # bytes in staging
     base: int = 0  # where staging begins in the file; a multiple of the block
     synced: int = 0
+    reserved: int = 0  # bytes counted in Usage and not yet written
     records: int = 0
     days: set[int] = field(default_factory=set)
     opened_at: float = field(default_factory=time.monotonic)
@@ -120,7 +131,8 @@ class _OpenSegment:
         taken[fill:length] = bytes(length - fill)
         spare[: fill - whole] = taken[whole:fill]
         self.staging, self.base, self.fill = spare, offset + whole, fill - whole
-        return _Write(taken, offset, length, offset + fill)
+        reserved, self.reserved = self.reserved, 0
+        return _Write(taken, offset, length, offset + fill, reserved)
 
 
 class Ticket(NamedTuple):
@@ -179,6 +191,7 @@ class Appender:
                 self._close_current()
             segment = self._current = self._current or self._begin()
             segment.stage(prefix, body, trailer)
+            segment.reserved += size
             segment.records += records
             segment.days |= days
             return Ticket(segment, segment.base + segment.fill)
@@ -222,7 +235,9 @@ class Appender:
             writes = [(segment, segment.take(self._spare())) for segment in dirty]
         faults = []
         for segment, write in writes:
-            if (fault := self._flush(segment, write)) is not None:
+            fault = self._flush(segment, write)
+            self._usage.written(write.reserved)
+            if fault is not None:
                 faults.append(fault)
                 self._abandon(segment, closing)
         faults += [fault for segment in closing if (fault := _seal(segment))]
@@ -248,6 +263,7 @@ class Appender:
         with self._lock:
             if self._current is segment:
                 self._current = None
+            self._usage.written(segment.reserved)
         if segment not in closing:
             closing.append(segment)
 

@@ -226,21 +226,22 @@ def _recover_file(path: Path) -> Recovered | None:
 
 
 def _cut_and_seal(path: Path, fd: int) -> Recovered:
-    size = os.fstat(fd).st_size
-    ends = _whole_ends(fd, size)
-    good = ends[-1] if ends else 0
-    if len(ends) < 2:  # noqa: PLR2004 - the header alone is no data
+    kept, good, written = _measured(fd)
+    if not kept:
         path.unlink(missing_ok=True)
-        return Recovered(path, 0, size - good)
+        return Recovered(path, 0, written - good)
     os.ftruncate(fd, good)
     os.fsync(fd)
     sealed = path.rename(path.with_suffix(".pb"))
     sync_directory(path.parent)
-    return Recovered(sealed, len(ends) - 1, size - good)
+    return Recovered(sealed, kept, written - good)
 
 
-def _whole_ends(fd: int, size: int) -> list[int]:
-    if not size:
-        return []
+def _measured(fd: int) -> tuple[int, int, int]:
+    """How many whole requests a file holds, where they end, and where its bytes end without the padding."""
+    if not (size := os.fstat(fd).st_size):
+        return 0, 0, 0
     with mmap.mmap(fd, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
-        return [end for _, end in messages(view)]
+        ends = [end for _, end in messages(view)]
+        good = ends[-1] if ends else 0
+        return max(len(ends) - 1, 0), good, good + len(bytes(view[good:]).rstrip(b"\0"))

@@ -1,0 +1,190 @@
+"""What bodies are taken, and that the shortcut never takes one that the rules refuse."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from axonize_server import otlp
+from axonize_server.inflate import InflatedTooLargeError, inflate
+from axonize_server.otlp import Accepted, InvalidRequestError, validate_metrics, validate_traces
+from axonize_server.otlp_shortcut import usual_days
+from otlp_bodies import metrics_body, trace_body, trace_request
+
+DAY_NS = 86_400 * 10**9
+GOOD = {"trace_id": b"t" * 16, "span_id": b"s" * 8, "start_time_unix_nano": 1_790_000_000 * 10**9}
+
+
+def one(*spans, **fields):
+    request = ExportTraceServiceRequest()
+    scope = request.resource_spans.add().scope_spans.add()
+    for span in spans or [Span(**{**GOOD, **fields})]:
+        scope.spans.append(span)
+    return request.SerializeToString()
+
+
+def test_a_usual_body_is_counted_without_a_walk(monkeypatch):
+    """The shortcut proves it valid, so no span becomes a Python object."""
+    monkeypatch.setattr(otlp, "_checked_days", lambda _: pytest.fail("walked"))
+    accepted = validate_traces(trace_body(spans=7))
+    assert accepted.records == 7
+    today = trace_request(spans=1).resource_spans[0].scope_spans[0].spans[0].start_time_unix_nano // DAY_NS
+    assert today in accepted.days
+    assert len(accepted.days) <= 5
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"trace_id": b""},
+        {"trace_id": b"t" * 15},
+        {"trace_id": b"t" * 17},
+        {"trace_id": bytes(16)},
+        {"span_id": b""},
+        {"span_id": b"s" * 7},
+        {"span_id": bytes(8)},
+        {"parent_span_id": b"p"},
+        {"start_time_unix_nano": 0},
+        {"start_time_unix_nano": 1 << 63},
+        {"end_time_unix_nano": 1 << 63},
+        {"links": [Span.Link(trace_id=b"t" * 16, span_id=b"s" * 4)]},
+        {"links": [Span.Link(trace_id=bytes(16), span_id=b"s" * 8)]},
+        {"links": [Span.Link(trace_id=b"t" * 16, span_id=b"s" * 8), Span.Link()]},
+    ],
+    ids=str,
+)
+def test_a_span_that_breaks_a_rule_is_refused(fields):
+    """Ids of a wrong length or of zeros, and times the store cannot hold, are the sender's fault."""
+    good = Span(**GOOD)
+    for body in (one(**fields), one(good, Span(**{**GOOD, **fields})), one(Span(**{**GOOD, **fields}), good)):
+        assert usual_days(body) is None
+        with pytest.raises(InvalidRequestError, match="span"):
+            validate_traces(body)
+
+
+def test_edges_of_the_rules_are_inside():
+    """No parent, no end, the first and last time stamp, and ids with eight zeros in them are valid."""
+    assert validate_traces(one()).records == 1
+    assert validate_traces(one(start_time_unix_nano=1, end_time_unix_nano=(1 << 63) - 1)).days >= {0}
+    assert validate_traces(one(trace_id=bytes(15) + b"\1")).days == {GOOD["start_time_unix_nano"] // DAY_NS}
+
+
+def test_days_are_bounded():
+    """A request over 64 days is allowed, over 65 it is not: a segment must stay one insert."""
+    spans = [Span(**{**GOOD, "start_time_unix_nano": day * DAY_NS + 1}) for day in range(1, 66)]
+    assert validate_traces(one(*spans[:64])).days == set(range(1, 65))
+    with pytest.raises(InvalidRequestError, match="65 days"):
+        validate_traces(one(*spans))
+
+
+def test_what_is_no_otlp_is_refused():
+    """Broken structure and broken UTF-8 are caught by the parser, in both signals."""
+    bad_text = one(name="naïve").replace("ï".encode(), b"\xc3\x28")
+    for body in (b"\xff\xff", trace_body()[:-1], bad_text):
+        with pytest.raises(InvalidRequestError, match="ExportTraceServiceRequest"):
+            validate_traces(body)
+    with pytest.raises(InvalidRequestError, match="ExportMetricsServiceRequest"):
+        validate_metrics(b"\x0a\x05")
+
+
+def test_nothing_and_the_unknown_are_fine():
+    """An empty request has no records; unknown fields do not disturb."""
+    assert validate_traces(b"") == Accepted(0, set())
+    assert validate_metrics(b"") == Accepted(0, set())
+    assert validate_traces(ExportTraceServiceRequest(resource_spans=[{}]).SerializeToString()).records == 0
+    unknown = b"\xca\x3e\x04evil"  # field 1001
+    assert validate_traces(trace_body(spans=2) + unknown).records == 2
+
+
+def test_metrics_are_counted_over_all_kinds_of_points():
+    """Every kind of data point counts, and its days are known."""
+    request = ExportMetricsServiceRequest()
+    metrics = request.resource_metrics.add().scope_metrics.add().metrics
+    for kind in ("gauge", "sum", "histogram", "exponential_histogram", "summary"):
+        getattr(metrics.add(name=kind), kind).data_points.add(time_unix_nano=2 * DAY_NS)
+    metrics.add(name="empty")
+    assert validate_metrics(request.SerializeToString()) == Accepted(5, {2})
+    assert validate_metrics(metrics_body(points=4)).records == 4
+
+
+@pytest.mark.parametrize("field", ["time_unix_nano", "start_time_unix_nano"])
+def test_a_data_point_out_of_time_is_refused(field):
+    """Neither of its times may pass the store's clock."""
+    request = ExportMetricsServiceRequest()
+    point = request.resource_metrics.add().scope_metrics.add().metrics.add(name="m").gauge.data_points.add()
+    setattr(point, field, 1 << 63)
+    with pytest.raises(InvalidRequestError, match="'m'"):
+        validate_metrics(request.SerializeToString())
+
+
+IDS = st.one_of(
+    st.sampled_from([b"", bytes(8), bytes(16), b"t" * 16, b"s" * 8, b"\x12\x08" + b"x" * 6, b"\x39" * 8]),
+    st.binary(max_size=40),
+)
+TIMES = st.one_of(st.sampled_from([0, 1, 1 << 63, (1 << 63) - 1]), st.integers(0, (1 << 64) - 1))
+MOSTLY_GOOD = st.builds(
+    Span,
+    trace_id=st.one_of(st.just(b"t" * 16), st.binary(min_size=16, max_size=16), IDS),
+    span_id=st.one_of(st.just(b"s" * 8), st.binary(min_size=8, max_size=8), IDS),
+    parent_span_id=st.one_of(st.just(b""), st.binary(min_size=8, max_size=8), IDS),
+    start_time_unix_nano=st.one_of(st.just(GOOD["start_time_unix_nano"]), TIMES),
+    end_time_unix_nano=st.one_of(st.just(GOOD["start_time_unix_nano"]), TIMES),
+    links=st.lists(
+        st.one_of(
+            st.just(Span.Link(trace_id=b"t" * 16, span_id=b"s" * 8)), st.builds(Span.Link, trace_id=IDS, span_id=IDS)
+        ),
+        max_size=2,
+    ),
+    name=st.text(max_size=5),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.lists(MOSTLY_GOOD, max_size=3), max_size=3))
+def test_the_shortcut_agrees_with_the_rules(scopes):
+    """Whatever the shortcut lets pass, the walk lets pass, in no other days."""
+    request = ExportTraceServiceRequest()
+    for spans in scopes:
+        request.resource_spans.add().scope_spans.add().spans.extend(spans)
+    days = usual_days(request.SerializeToString())
+    if days is not None:
+        every = [span for spans in scopes for span in spans]
+        assert otlp._checked_days(iter(every)) <= days
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 3), st.data())
+def test_mutated_bodies_agree_too(seed, data):
+    """Bytes changed at random: the shortcut still takes only what the walk takes."""
+    body = bytearray(trace_body(seed, spans=2))
+    for _ in range(data.draw(st.integers(1, 4))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        request = ExportTraceServiceRequest.FromString(bytes(body))
+    except otlp.DecodeError:
+        with pytest.raises(InvalidRequestError):
+            validate_traces(body)
+        return
+    days = usual_days(body)
+    if days is not None:
+        spans = [s for r in request.resource_spans for c in r.scope_spans for s in c.spans]
+        assert otlp._checked_days(iter(spans)) <= days
+
+
+def test_inflation_stops_at_the_limit():
+    """Several members are one body; a bomb, garbage and a torn end are told apart."""
+    import gzip
+
+    body = gzip.compress(b"a" * 600) + gzip.compress(b"b" * 400)
+    assert inflate(body, 1000) == b"a" * 600 + b"b" * 400
+    with pytest.raises(InflatedTooLargeError):
+        inflate(body, 999)
+    with pytest.raises(InvalidRequestError, match="cut short"):
+        inflate(body[:-1], 1000)
+    for broken in (b"", b"no gzip", body + b"tail"):
+        with pytest.raises(InvalidRequestError):
+            inflate(broken, 1000)
