@@ -72,6 +72,12 @@ class LocalCollector:
                 raise LocalCollectorError(f"the collector was not ready in {timeout_s:g} s:\n{log_tail(self.log)}")
             time.sleep(_POLL_S)
 
+    @property
+    def pid(self) -> int:
+        """The supervisor's process id, and that of the group of its children."""
+        assert self._process is not None  # noqa: S101 - asked of a started collector
+        return self._process.pid
+
     def stop(self) -> int | None:
         """End it, giving it time to store what it acknowledged; return its exit code, None if never started."""
         if self._process is None:
