@@ -115,6 +115,12 @@ class Connection(asyncio.BufferedProtocol):
         """What this connection's buffer takes."""
         return len(self._buffer)
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a request is arriving or waits for its answer."""
+        arriving = self._state is _State.HEAD and self._have > 0
+        return arriving or self._state in (_State.BODY, _State.CHUNKS, _State.BUSY)
+
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """Where the next bytes go; never empty, because reading pauses when the buffer is full."""
         if self._state is _State.LINGER:

@@ -186,5 +186,7 @@ async def _drain(receiver: Receiver, intake: Intake, limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
     for connection in list(receiver.connections):
         connection.stop()
-    while (receiver.connections or not intake.idle) and time.monotonic() < deadline:  # noqa: ASYNC110 - many events
+    while not intake.idle or any(connection.under_way for connection in receiver.connections):
+        if time.monotonic() > deadline:
+            break
         await asyncio.sleep(0.01)
