@@ -105,7 +105,7 @@ def batches(api: str, *, as_json: bool, members: bool, **filters: str | int | No
 )
 @click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Keep the data here.")
 @click.option("--once", is_flag=True, help="End afterwards instead of keeping the collector running.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON line of figures read back from the store.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line of figures from the store, and end.")
 def demo(requests: int, data_dir: Path | None, *, once: bool, as_json: bool) -> None:
     """Serve a small model here and show what comes back from the store.
 

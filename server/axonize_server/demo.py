@@ -47,13 +47,14 @@ def run(options: DemoOptions) -> None:
         AxonizeError: a part is missing or failed, or something did not come back from the store.
     """
     _check_parts()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what was started is ended on the way out
     console = show.make_console(stderr=options.as_json)
     with _data_dir(options.data_dir) as data_dir:
-        collector = _collector(data_dir, once=options.once)
+        collector = _collector(data_dir, once=options.once or options.as_json)
         console.print(f"collector on {collector.otlp_url}, its API on {collector.client.url}, data in {data_dir}")
         with collector.running():
             figures = _serve_and_show(console, collector, options)
-            stays = not options.once and sys.stdin.isatty()
+            stays = not options.once and not options.as_json and sys.stdin.isatty()
             if not options.as_json:
                 demo_report.print_next(console, collector.client, stays=stays)
             if stays:

@@ -62,6 +62,7 @@ class LocalCollector:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=_environment(os.environ),
+                cwd=self.data_dir,  # the embedded engine leaves a cache where it runs
                 start_new_session=True,  # Ctrl-C reaches it through stop(), after the last answer was read
             )
         deadline = time.monotonic() + timeout_s

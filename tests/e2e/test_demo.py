@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import re
+import select
+import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -82,6 +89,89 @@ def test_what_a_person_sees(environment):
     assert " prefill + " in shown
     assert "What next" in shown
     assert list(Path(environment["TMPDIR"]).glob("axonize-*")) == []
+
+
+class Terminal:
+    """``axonize demo`` on a terminal of its own, as a person runs it."""
+
+    def __init__(self, environment, *arguments):
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 50, 100, 0, 0))
+        self.process = subprocess.Popen(
+            [*AXONIZE, "demo", *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment | {"TERM": "xterm-256color"},
+            start_new_session=True,
+        )
+        os.close(slave)
+        self.text = ""
+
+    def read_until(self, words, within_s=120):
+        """Collect what is shown until the words appear, or the process ends."""
+        deadline = time.monotonic() + within_s
+        while words not in self.text and time.monotonic() < deadline:
+            if select.select([self._master], [], [], 0.2)[0] and not self._read():
+                break
+        assert words in self.text, self.text
+
+    def _read(self):
+        try:
+            self.text += os.read(self._master, 65536).decode(errors="replace")
+        except OSError:
+            return False
+        return True
+
+    def interrupt(self):
+        """Do what Ctrl-C does: the signal goes to the whole foreground group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def close(self):
+        """End whatever is left."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(60)
+        os.close(self._master)
+
+
+@pytest.fixture
+def terminal(environment):
+    """Start demos on terminals; none outlives the test."""
+    started = []
+
+    def start(*arguments):
+        started.append(Terminal(environment, *arguments))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
+@pytest.mark.xdist_group("demo")
+def test_the_collector_stays_until_ctrl_c(environment, terminal):
+    """What the demo suggests next works while it waits; Ctrl-C ends it in order, with nothing left."""
+    demo = terminal("--requests", "8")
+    demo.read_until("Ctrl-C ends it")
+    assert "\x1b[" in demo.text
+    (api,) = set(re.findall(r"its API on (http://127\.0\.0\.1:\d+)", demo.text))
+    assert _axonize(environment, "requests", "--status", "error", "--api", api).stdout.startswith("1 request")
+    demo.interrupt()
+    assert demo.process.wait(60) == 0
+    assert _children_left(environment) == []
+
+
+@pytest.mark.xdist_group("demo")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ended_half_way_it_leaves_nothing(environment, terminal, how):
+    """While the model is served, Ctrl-C and SIGTERM end all processes and remove the data."""
+    demo = terminal("--requests", "300")
+    demo.read_until("serving it")
+    demo.interrupt() if how == signal.SIGINT else demo.process.send_signal(how)
+    assert demo.process.wait(60) != 0
+    assert _children_left(environment) == []
+    assert list(Path(environment["TMPDIR"]).glob("axonize-demo-*")) == []
 
 
 @pytest.mark.xdist_group("demo")
