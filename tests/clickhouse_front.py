@@ -57,13 +57,16 @@ class Front:
         self.path = path
         self.faults: list[int] = []
         """Statuses to answer next instead of the truth."""
+        self.away = False
+        """Whether to answer 503 to everything."""
         self.statements: list[bytes] = []
         """What was asked, without data."""
 
     def __enter__(self) -> Self:
         handler = type("Handler", (_Handler,), {"front": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = False
+        self._server.daemon_threads = True
+        self._server.block_on_close = False
         self._thread = threading.Thread(target=self._server.serve_forever)
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -82,6 +85,16 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 5
     front: Front
 
+    def setup(self) -> None:
+        """Give each connection, which has a thread of its own, a connection to the engine."""
+        super().setup()
+        self._connection = chdb.connect(self.front.path)
+
+    def finish(self) -> None:
+        """Let the engine go."""
+        self._connection.close()
+        super().finish()
+
     def do_GET(self) -> None:
         """Answer /ping and queries in the URL."""
         if urlsplit(self.path).path == "/ping":
@@ -92,8 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Run one statement."""
         body = self._body()
-        if self.front.faults:
-            self._answer(self.front.faults.pop(0), b"broken on purpose", {})
+        if self.front.away or self.front.faults:
+            self._answer(self.front.faults.pop(0) if self.front.faults else 503, b"broken on purpose", {})
             return
         options = dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True))
         try:
@@ -111,13 +124,13 @@ class _Handler(BaseHTTPRequestHandler):
         asked = options.get("query", "").encode()
         whole = asked + b"\n" + body if asked else body
         insert = _DATA.match(whole)
-        connection = chdb.connect(self.front.path)
+        connection = self._connection
+        changed = [name for name in options if name not in _OURS and not name.startswith("param_")]
         try:
             if "database" in options and options["database"] != "__default__":
                 connection.query(f"USE `{options['database']}`")
-            for name, value in options.items():
-                if name not in _OURS and not name.startswith("param_"):
-                    connection.query(f"SET {name} = {_quote(value)}")
+            for name in changed:
+                connection.query(f"SET {name} = {_quote(options[name])}")
             if insert:
                 self.front.statements.append(insert[1])
                 return _insert(connection, insert[1], insert[2], whole[insert.end() :])
@@ -127,7 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
             result = connection.query(whole.decode(), name, params=parameters)
             return result.bytes() or b"", name
         finally:
-            connection.close()
+            for name in changed:
+                connection.query(f"SET {name} = DEFAULT")
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":

@@ -7,7 +7,7 @@ CREATE TABLE IF NOT EXISTS {database}.spans {on_cluster}
     tenant LowCardinality(String),
     service LowCardinality(String) DEFAULT resource_string['service.name'],
     model LowCardinality(String) DEFAULT attrs_string['gen_ai.request.model'],
-    start_time DateTime64(9, 'UTC') CODEC(Delta(8), ZSTD(3)),
+    start_time DateTime64(9, 'UTC') CODEC(Delta(8), ZSTD(1)),
     trace_id FixedString(16) CODEC(ZSTD(3)),
     span_id FixedString(8) CODEC(ZSTD(3)),
     parent_span_id FixedString(8) CODEC(ZSTD(3)),
@@ -18,9 +18,9 @@ CREATE TABLE IF NOT EXISTS {database}.spans {on_cluster}
     duration_ns Int64 CODEC(T64, ZSTD(3)),
     status_code Int32 CODEC(ZSTD(1)),
     status_message String CODEC(ZSTD(3)),
-    attrs_string Map(LowCardinality(String), String) CODEC(ZSTD(3)),
-    attrs_int Map(LowCardinality(String), Int64) CODEC(ZSTD(3)),
-    attrs_float Map(LowCardinality(String), Float64) CODEC(ZSTD(3)),
+    attrs_string Map(LowCardinality(String), LowCardinality(String)) CODEC(ZSTD(1)),
+    attrs_int Map(LowCardinality(String), Int64) CODEC(ZSTD(6)),
+    attrs_float Map(LowCardinality(String), Float64) CODEC(ZSTD(6)),
     attrs_bool Map(LowCardinality(String), Bool) CODEC(ZSTD(3)),
     attrs_raw Map(LowCardinality(String), String) CODEC(ZSTD(3)),
     attrs_dropped UInt32 CODEC(ZSTD(1)),
@@ -47,19 +47,17 @@ CREATE TABLE IF NOT EXISTS {database}.spans {on_cluster}
     scope_attrs Array(String) CODEC(ZSTD(3)),
     scope_dropped UInt32 CODEC(ZSTD(1)),
     scope_schema_url LowCardinality(String),
-    resource_string Map(LowCardinality(String), String) CODEC(ZSTD(3)),
+    resource_string Map(LowCardinality(String), LowCardinality(String)) CODEC(ZSTD(1)),
     resource_int Map(LowCardinality(String), Int64) CODEC(ZSTD(3)),
     resource_float Map(LowCardinality(String), Float64) CODEC(ZSTD(3)),
     resource_bool Map(LowCardinality(String), Bool) CODEC(ZSTD(3)),
     resource_raw Map(LowCardinality(String), String) CODEC(ZSTD(3)),
     resource_dropped UInt32 CODEC(ZSTD(1)),
     resource_schema_url LowCardinality(String),
-    instance_id LowCardinality(String) DEFAULT resource_string['service.instance.id'],
     phase LowCardinality(String) DEFAULT attrs_string['ai.phase'],
     engine LowCardinality(String) DEFAULT attrs_string['ai.engine'],
     operation LowCardinality(String) DEFAULT attrs_string['gen_ai.operation.name'],
     error_type LowCardinality(String) DEFAULT attrs_string['error.type'],
-    hw_id LowCardinality(String) DEFAULT attrs_string['hw.id'],
     compute_resource LowCardinality(String) DEFAULT attrs_string['gpu.compute_resource.id'],
     gpu_provenance LowCardinality(String) DEFAULT attrs_string['gpu.provenance'],
     -- The first string of an OTLP ArrayValue ('a', tag, length, tag, length, text), as long as lengths fit one byte.
@@ -72,24 +70,24 @@ CREATE TABLE IF NOT EXISTS {database}.spans {on_cluster}
             reinterpretAsUInt8(substring(attrs_raw['gen_ai.response.finish_reasons'], 5, 1))),
         ''),
     incomplete Bool DEFAULT attrs_bool['ai.incomplete'],
-    request_seq Nullable(Int64) DEFAULT
-        if(mapContains(attrs_int, 'ai.request.seq'), attrs_int['ai.request.seq'], NULL) CODEC(Delta(8), ZSTD(3)),
-    input_tokens Nullable(Int64) DEFAULT
-        if(mapContains(attrs_int, 'gen_ai.usage.input_tokens'), attrs_int['gen_ai.usage.input_tokens'], NULL)
-        CODEC(T64, ZSTD(3)),
-    output_tokens Nullable(Int64) DEFAULT
-        if(mapContains(attrs_int, 'gen_ai.usage.output_tokens'), attrs_int['gen_ai.usage.output_tokens'], NULL)
-        CODEC(T64, ZSTD(3)),
-    queue_ms Nullable(Float32) DEFAULT
-        if(mapContains(attrs_float, 'gen_ai.latency.time_in_queue'),
-           attrs_float['gen_ai.latency.time_in_queue'] * 1000, NULL) CODEC(ZSTD(3)),
-    ttft_ms Nullable(Float32) DEFAULT
-        if(mapContains(attrs_float, 'gen_ai.latency.time_to_first_token'),
-           attrs_float['gen_ai.latency.time_to_first_token'] * 1000, NULL) CODEC(ZSTD(3)),
-    tpot_ms Nullable(Float32) DEFAULT
-        if(mapContains(attrs_float, 'gen_ai.latency.time_per_output_token'),
-           attrs_float['gen_ai.latency.time_per_output_token'] * 1000, NULL) CODEC(ZSTD(3)),
+    instance_id String ALIAS resource_string['service.instance.id'],
     request_id String ALIAS attrs_string['ai.request.id'],
+    hw_id String ALIAS attrs_string['hw.id'],
+    request_seq Nullable(Int64) ALIAS
+        if(mapContains(attrs_int, 'ai.request.seq'), attrs_int['ai.request.seq'], NULL),
+    input_tokens Nullable(Int64) ALIAS
+        if(mapContains(attrs_int, 'gen_ai.usage.input_tokens'), attrs_int['gen_ai.usage.input_tokens'], NULL),
+    output_tokens Nullable(Int64) ALIAS
+        if(mapContains(attrs_int, 'gen_ai.usage.output_tokens'), attrs_int['gen_ai.usage.output_tokens'], NULL),
+    queue_ms Nullable(Float64) ALIAS
+        if(mapContains(attrs_float, 'gen_ai.latency.time_in_queue'),
+           attrs_float['gen_ai.latency.time_in_queue'] * 1000, NULL),
+    ttft_ms Nullable(Float64) ALIAS
+        if(mapContains(attrs_float, 'gen_ai.latency.time_to_first_token'),
+           attrs_float['gen_ai.latency.time_to_first_token'] * 1000, NULL),
+    tpot_ms Nullable(Float64) ALIAS
+        if(mapContains(attrs_float, 'gen_ai.latency.time_per_output_token'),
+           attrs_float['gen_ai.latency.time_per_output_token'] * 1000, NULL),
     INDEX by_trace trace_id TYPE bloom_filter(0.001) GRANULARITY 1
 )
 ENGINE = {engine:MergeTree}

@@ -34,9 +34,9 @@ SELECT
     sum(spans.input_tokens) AS input_tokens,
     sum(spans.output_tokens) AS output_tokens,
     quantilesTDigestState(0.5, 0.9, 0.99)(toFloat32(duration_ns / 1e6)) AS e2e_ms,
-    quantilesTDigestState(0.5, 0.9, 0.99)(spans.queue_ms) AS queue_ms,
-    quantilesTDigestState(0.5, 0.9, 0.99)(spans.ttft_ms) AS ttft_ms,
-    quantilesTDigestState(0.5, 0.9, 0.99)(spans.tpot_ms) AS tpot_ms
+    quantilesTDigestState(0.5, 0.9, 0.99)(toFloat32(spans.queue_ms)) AS queue_ms,
+    quantilesTDigestState(0.5, 0.9, 0.99)(toFloat32(spans.ttft_ms)) AS ttft_ms,
+    quantilesTDigestState(0.5, 0.9, 0.99)(toFloat32(spans.tpot_ms)) AS tpot_ms
 FROM {database}.spans
 WHERE phase = 'request'
 GROUP BY tenant, service, model, engine, minute;

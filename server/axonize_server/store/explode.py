@@ -16,7 +16,7 @@ TABLES = {"traces": "spans", "metrics": "metrics"}
 """The table each signal's segments go to; also what OTLP calls the records of a scope."""
 
 _KINDS = {
-    "string": ("string_value", "String"),
+    "string": ("string_value", "LowCardinality(String)"),
     "int": ("int_value", "Int64"),
     "float": ("double_value", "Float64"),
     "bool": ("bool_value", "Bool"),
