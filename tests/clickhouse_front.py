@@ -59,6 +59,8 @@ class Front:
         """Statuses to answer next instead of the truth."""
         self.away = False
         """Whether to answer 503 to everything."""
+        self.lose_answers = 0
+        """How many inserts to do and then hang up instead of answering."""
         self.statements: list[bytes] = []
         """What was asked, without data."""
 
@@ -115,6 +117,10 @@ class _Handler(BaseHTTPRequestHandler):
             text = str(e)
             code = re.search(r"Code: (\d+)", text)
             self._answer(500, text.encode(), {"X-ClickHouse-Exception-Code": code[1] if code else "1002"})
+            return
+        if self.front.lose_answers and b"INSERT INTO" in body[:200]:
+            self.front.lose_answers -= 1
+            self.close_connection = True
             return
         self._answer(
             200, data, {"X-ClickHouse-Format": name, "X-ClickHouse-Timezone": "UTC", "X-ClickHouse-Summary": "{}"}

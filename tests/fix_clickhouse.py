@@ -103,7 +103,9 @@ def write_segment(settings: Settings) -> Callable[..., Segment]:
             length, trailer = request_frame(body, tenant=tenant, received_ns=created_ns)
             parts += [length, body, trailer]
         data = b"".join(parts)
-        path.write_bytes(data)
+        draft = path.with_suffix(".draft")
+        draft.write_bytes(data)
+        draft.rename(path)
         return Segment(path, path.stem, signal, created_ns, len(data))
 
     return write
