@@ -10,10 +10,10 @@ import time
 import urllib.request
 from collections import Counter
 
-import chdb_count
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+import stored as stored_spans
 from axonize_server.local import LocalCollector, free_port
 
 ROUNDS = 10
@@ -91,7 +91,7 @@ def test_acked_spans_survive_kill_9_of_everything_exactly_once(tmp_path):
         acked += load.acked
         failed += load.failed
     assert failed, "the kills were felt"
-    stored = Counter(chdb_count.span_ids(tmp_path / "clickhouse"))
+    stored = Counter(stored_spans.span_ids(tmp_path / "clickhouse"))
     lost = [i for i in acked if i not in stored]
     doubled = [i for i in acked if stored[i] > 1]
     assert (len(lost), len(doubled)) == (0, 0), f"of {len(acked)} acked"

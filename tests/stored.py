@@ -1,0 +1,36 @@
+"""Reads an embedded store after its collector ended, in a process of its own: a process has one engine directory."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+_READ = """
+import pickle, sys
+from axonize_server.query import spans_of
+from axonize_server.store.clickhouse import ClickHouseStore
+
+store = ClickHouseStore(f"chdb://{sys.argv[1]}")
+if len(sys.argv) > 2:
+    found = spans_of(store, tenant="default", trace_id=bytes.fromhex(sys.argv[2]))
+else:
+    found = [bytes.fromhex(row["id"]) for row in store.query("SELECT hex(span_id) AS id FROM axonize.spans")]
+store.close()
+sys.stdout.buffer.write(pickle.dumps(found))
+"""
+
+
+def span_ids(directory):
+    """Return the ids of all stored spans, one for each row."""
+    return _read(directory)
+
+
+def spans(directory, trace_id):
+    """Return a trace's spans in start order, every value as it was sent."""
+    return _read(directory, trace_id.hex())
+
+
+def _read(directory, *arguments):
+    command = [sys.executable, "-c", _READ, str(directory), *arguments]
+    return pickle.loads(subprocess.run(command, capture_output=True, check=True, cwd=directory.parent).stdout)
