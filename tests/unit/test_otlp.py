@@ -12,7 +12,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from axonize_server import otlp
 from axonize_server.inflate import InflatedTooLargeError, inflate
 from axonize_server.otlp import Accepted, InvalidRequestError, validate_metrics, validate_traces
-from axonize_server.otlp_shortcut import usual_days
+from axonize_server.otlp_check import check_traces
+from axonize_server.otlp_shortcut import usual_spans
 from otlp_bodies import metrics_body, trace_body, trace_request
 
 DAY_NS = 86_400 * 10**9
@@ -29,7 +30,7 @@ def one(*spans, **fields):
 
 def test_a_usual_body_is_counted_without_a_walk(monkeypatch):
     """The shortcut proves it valid, so no span becomes a Python object."""
-    monkeypatch.setattr(otlp, "_checked_days", lambda _: pytest.fail("walked"))
+    monkeypatch.setattr(otlp, "_walked", lambda _: pytest.fail("walked"))
     accepted = validate_traces(trace_body(spans=7))
     assert accepted.records == 7
     today = trace_request(spans=1).resource_spans[0].scope_spans[0].spans[0].start_time_unix_nano // DAY_NS
@@ -61,7 +62,7 @@ def test_a_span_that_breaks_a_rule_is_refused(fields):
     """Ids of a wrong length or of zeros, and times the store cannot hold, are the sender's fault."""
     good = Span(**GOOD)
     for body in (one(**fields), one(good, Span(**{**GOOD, **fields})), one(Span(**{**GOOD, **fields}), good)):
-        assert usual_days(body) is None
+        assert usual_spans(body) is None
         with pytest.raises(InvalidRequestError, match="span"):
             validate_traces(body)
 
@@ -150,10 +151,15 @@ def test_the_shortcut_agrees_with_the_rules(scopes):
     request = ExportTraceServiceRequest()
     for spans in scopes:
         request.resource_spans.add().scope_spans.add().spans.extend(spans)
-    days = usual_days(request.SerializeToString())
-    if days is not None:
-        every = [span for spans in scopes for span in spans]
-        assert otlp._checked_days(iter(every)) <= days
+    agrees(request.SerializeToString())
+
+
+def agrees(body):
+    usual = usual_spans(body)
+    if usual is not None:
+        walked = otlp._walked(body)
+        assert usual[0] == walked.records
+        assert usual[1] >= walked.days
 
 
 @settings(max_examples=300, deadline=None)
@@ -163,16 +169,38 @@ def test_mutated_bodies_agree_too(seed, data):
     body = bytearray(trace_body(seed, spans=2))
     for _ in range(data.draw(st.integers(1, 4))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    assert well_formed(check_traces, body) == well_formed(ExportTraceServiceRequest.FromString, body)
+    if well_formed(check_traces, body):
+        agrees(body)
+
+
+def well_formed(parse, body):
     try:
-        request = ExportTraceServiceRequest.FromString(bytes(body))
+        parse(bytes(body))
     except otlp.DecodeError:
-        with pytest.raises(InvalidRequestError):
-            validate_traces(body)
-        return
-    days = usual_days(body)
-    if days is not None:
-        spans = [s for r in request.resource_spans for c in r.scope_spans for s in c.spans]
-        assert otlp._checked_days(iter(spans)) <= days
+        return False
+    return True
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.recursive(st.binary(max_size=12), lambda inner: st.lists(inner, max_size=3), max_leaves=8), st.data())
+def test_the_check_accepts_what_the_official_classes_accept(tree, data):
+    """Nested fields of any number and type, twice and merged, well-formed or not: both parsers say the same."""
+    body = fields(tree, data)
+    assert well_formed(check_traces, body) == well_formed(ExportTraceServiceRequest.FromString, body)
+
+
+def fields(tree, data):
+    """A message of length-delimited fields whose numbers OTLP knows."""
+    if isinstance(tree, bytes):
+        return tree
+    inner = [fields(branch, data) for branch in tree]
+    numbers = [data.draw(st.sampled_from([1, 2, 3, 5, 6, 7, 9, 11, 13, 15])) for _ in inner]
+    kinds = [data.draw(st.sampled_from([2, 2, 2, 2, 0, 3, 4])) for _ in inner]
+    return b"".join(
+        bytes([number << 3 | kind, len(content) & 0x7F]) + content
+        for number, kind, content in zip(numbers, kinds, inner, strict=True)
+    )
 
 
 def test_inflation_stops_at_the_limit():
