@@ -16,7 +16,7 @@ export PIP_NO_INPUT := 1
 
 help:
 	@echo "make demo         serve a small model here and see what comes back from the store"
-	@echo "make test         all tests, against the built wheel, with coverage"
+	@echo "make test         all tests, against the built wheel, with coverage; some: make test TESTS=tests/unit"
 	@echo "make test-sdk     tests of what runs beside inference"
 	@echo "make test-server  tests of the collector"
 	@echo "make lint         ruff, mypy, import-linter"
@@ -29,16 +29,20 @@ demo: $(VENV)/.wheel
 	$(BIN)/axonize demo $(DEMO)
 
 test: $(VENV)/.wheel $(VENV)/.tools
+ifdef TESTS
+	$(BIN)/pytest $(TESTS)
+else
 	rm -f .coverage .coverage.*
-	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report= $(TESTS)
+	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=
 	$(BIN)/coverage report --fail-under=90
 	$(BIN)/coverage report --fail-under=100 --include='*/axonize_core/recorder.py,*/axonize_core/frames.py,*/axonize_core/timeline.py,*/axonize_server/spool.py'
+endif
 
 test-sdk: $(VENV)/.wheel $(VENV)/.tools
-	$(BIN)/pytest -n 2 --dist loadfile -m "not server" $(TESTS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not server"
 
 test-server: $(VENV)/.wheel $(VENV)/.tools
-	$(BIN)/pytest -n 2 --dist loadfile -m server $(TESTS)
+	$(BIN)/pytest -n 2 --dist loadfile -m server
 
 lint: $(VENV)/.wheel $(VENV)/.tools
 	$(BIN)/ruff check .

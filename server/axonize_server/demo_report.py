@@ -131,7 +131,7 @@ def _first_step(batch: Batch, request: Request) -> bool:
 
 def _heading(console: Console, title: str, command: str = "") -> None:
     console.print()
-    console.print(Text.assemble((title, "bold underline"), (f"   {command}", "dim")))
+    console.print(Text.assemble((title, "bold underline"), (f"   {command}" if command else "", "dim")))
     console.print()
 
 

@@ -36,6 +36,7 @@ __all__ = [
 _PIPED_WIDTH = 100_000
 _DOT = " · "
 _SHORTEST_ID = 8
+_NAME_SHOWN = 18
 _UUID_SHOWN = 13
 _VALUES_LISTED = 3
 _NEVER_DROPPED = 0
@@ -114,7 +115,7 @@ def resource_text(console: Console, compute_resource: str | None, provenance: st
     if not compute_resource:
         return Text(units.UNKNOWN, "dim")
     name = compute_resource
-    if console.is_terminal and len(name) > _UUID_SHOWN:
+    if console.is_terminal and len(name) > _NAME_SHOWN:
         name = f"{name[:_UUID_SHOWN]}…"
     text = Text(name)
     if provenance and provenance != "measured":
