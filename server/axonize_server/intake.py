@@ -64,7 +64,11 @@ class Intake:
                 done(True)
                 return
             ticket = self._appenders[signal].append(
-                body, records=accepted.records, tenant=self._tenant, received_ns=time.time_ns(), days=accepted.days
+                accepted.body,
+                records=accepted.records,
+                tenant=self._tenant,
+                received_ns=time.time_ns(),
+                days=accepted.days,
             )
         except (InvalidRequestError, SpoolFullError, SpoolUnavailableError) as error:
             self.refused(_REASONS[type(error)])

@@ -40,10 +40,15 @@ class InvalidRequestError(AxonizeError):
 
 
 class Accepted(NamedTuple):
-    """A valid request: its spans or data points, and the days since the epoch they lie in (a superset)."""
+    """A valid request.
+
+    It has that many spans or data points, which lie in no other days since the epoch than these; what is to be
+    stored of it is the body as it came, or rewritten without what OTLP does not know.
+    """
 
     records: int
     days: set[int]
+    body: Body
 
 
 def validate_traces(body: Body) -> Accepted:
@@ -53,11 +58,20 @@ def validate_traces(body: Body) -> Accepted:
         InvalidRequestError: It is no such message, or a span breaks a rule.
     """
     try:
-        check_traces(body)
+        plain = check_traces(body)
     except DecodeError as error:
         raise InvalidRequestError(f"the body is no valid ExportTraceServiceRequest: {error}") from error
+    stored = body if plain else _rewritten(_parse_traces(body))
     usual = usual_spans(body)
-    return Accepted(*usual) if usual is not None and len(usual[1]) <= MAX_DAYS else _walked(body)
+    if usual is None or len(usual[1]) > MAX_DAYS:
+        usual = _walked(body)
+    return Accepted(*usual, stored)
+
+
+def _rewritten(request: ExportTraceServiceRequest | ExportMetricsServiceRequest) -> bytes:
+    """The request without unknown fields and with every number in its type's range, which upb saw to."""
+    request.DiscardUnknownFields()
+    return request.SerializeToString()
 
 
 def validate_metrics(body: Body) -> Accepted:
@@ -79,7 +93,7 @@ def validate_metrics(body: Body) -> Accepted:
                 raise InvalidRequestError(f"metric {metric.name!r}: time stamp beyond 2**63-1 ns")
             records += 1
             days.add(time_ns // DAY_NS)
-    return Accepted(records, _bounded(days))
+    return Accepted(records, _bounded(days), _rewritten(request))
 
 
 VALIDATORS: Final[dict[str, Callable[[Body], Accepted]]] = {
@@ -88,7 +102,7 @@ VALIDATORS: Final[dict[str, Callable[[Body], Accepted]]] = {
 }
 
 
-def _walked(body: Body) -> Accepted:
+def _walked(body: Body) -> tuple[int, set[int]]:
     """The rules themselves, span by span; what `usual_spans` lets pass passes here too."""
     records, days = 0, set()
     for resource in _parse_traces(body).resource_spans:
@@ -97,7 +111,7 @@ def _walked(body: Body) -> Accepted:
                 raise InvalidRequestError(f"span {span.name!r}: {fault}")
             records += 1
             days.add(span.start_time_unix_nano // DAY_NS)
-    return Accepted(records, _bounded(days))
+    return records, _bounded(days)
 
 
 def _fault(span: Span) -> str | None:

@@ -94,11 +94,51 @@ def test_what_is_no_otlp_is_refused():
 
 def test_nothing_and_the_unknown_are_fine():
     """An empty request has no records; unknown fields do not disturb."""
-    assert validate_traces(b"") == Accepted(0, set())
-    assert validate_metrics(b"") == Accepted(0, set())
+    assert validate_traces(b"") == Accepted(0, set(), b"")
+    assert validate_metrics(b"") == Accepted(0, set(), b"")
     assert validate_traces(ExportTraceServiceRequest(resource_spans=[{}]).SerializeToString()).records == 0
     unknown = b"\xca\x3e\x04evil"  # field 1001
     assert validate_traces(trace_body(spans=2) + unknown).records == 2
+
+
+def wrapped(span_tail=b"", tail=b""):
+    """A request of one span with bytes behind its fields, and bytes behind its own."""
+    span = Span(**GOOD).SerializeToString() + span_tail
+    for tag in (b"\x12", b"\x12", b"\x0a"):
+        span = tag + bytes([len(span)]) + span
+    return span + tail
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        wrapped(tail=b"\x08\x05"),
+        wrapped(tail=b"\xc8\x3e\x05"),
+        wrapped(tail=b"\xca\x3e\x04evil"),
+        wrapped(span_tail=b"\x28\x05"),
+        wrapped(span_tail=b"\x38\x05"),
+        wrapped(span_tail=b"\x9b\x06\x08\x05\x9c\x06"),
+        wrapped(span_tail=b"\x9d\x06abcd"),
+    ],
+    ids=[
+        "resource_spans as a number",
+        "our tenant as a number",
+        "our tenant",
+        "a name as a number",
+        "a start as a varint",
+        "a group",
+        "new field",
+    ],
+)
+def test_what_otlp_does_not_know_is_left_out(body):
+    """Valid, and ignored as OTLP demands: ClickHouse would refuse some of it, and the whole segment with it."""
+    assert validate_traces(body).body == wrapped() != body
+
+
+def test_a_plain_body_is_stored_as_it_came():
+    """The same object, not a copy."""
+    body = trace_body()
+    assert validate_traces(body).body is body
 
 
 def test_metrics_are_counted_over_all_kinds_of_points():
@@ -108,7 +148,7 @@ def test_metrics_are_counted_over_all_kinds_of_points():
     for kind in ("gauge", "sum", "histogram", "exponential_histogram", "summary"):
         getattr(metrics.add(name=kind), kind).data_points.add(time_unix_nano=2 * DAY_NS)
     metrics.add(name="empty")
-    assert validate_metrics(request.SerializeToString()) == Accepted(5, {2})
+    assert validate_metrics(request.SerializeToString()) == Accepted(5, {2}, request.SerializeToString())
     assert validate_metrics(metrics_body(points=4)).records == 4
 
 
@@ -158,8 +198,8 @@ def agrees(body):
     usual = usual_spans(body)
     if usual is not None:
         walked = otlp._walked(body)
-        assert usual[0] == walked.records
-        assert usual[1] >= walked.days
+        assert usual[0] == walked[0]
+        assert usual[1] >= walked[1]
 
 
 @settings(max_examples=300, deadline=None)
