@@ -276,7 +276,7 @@ def test_a_drain_is_bounded(http_store, clickhouse_front, settings, write_segmen
     began = time.monotonic()
     Writer(http_store, settings.spool_dir, Counters(), stop).run(drain_s=1.0)
     clickhouse_front.away = False
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert len(sealed_segments(settings.spool_dir)) == 1
 
 

@@ -3,12 +3,12 @@
 -- statement
 CREATE TABLE IF NOT EXISTS {database}.batches {on_cluster}
 (
-    tenant LowCardinality(String),
-    service LowCardinality(String),
-    model LowCardinality(String),
-    engine LowCardinality(String),
-    instance_id LowCardinality(String),
-    start_time DateTime64(9, 'UTC') CODEC(DoubleDelta, ZSTD(3)),
+    tenant LowCardinality(String) CODEC(ZSTD(1)),
+    service LowCardinality(String) CODEC(ZSTD(1)),
+    model LowCardinality(String) CODEC(ZSTD(1)),
+    engine LowCardinality(String) CODEC(ZSTD(1)),
+    instance_id LowCardinality(String) CODEC(ZSTD(1)),
+    start_time DateTime64(9, 'UTC') CODEC(Delta(8), ZSTD(1)),
     duration_ns Int64 CODEC(T64, ZSTD(3)),
     trace_id FixedString(16) CODEC(ZSTD(3)),
     span_id FixedString(8) CODEC(ZSTD(3)),
@@ -16,15 +16,15 @@ CREATE TABLE IF NOT EXISTS {database}.batches {on_cluster}
     size Nullable(Int64) CODEC(T64, ZSTD(3)),
     prefill_tokens Nullable(Int64) CODEC(T64, ZSTD(3)),
     decode_tokens Nullable(Int64) CODEC(T64, ZSTD(3)),
-    hw_id LowCardinality(String),
-    compute_resource LowCardinality(String),
-    gpu_provenance LowCardinality(String),
-    incomplete Bool,
+    hw_id LowCardinality(String) CODEC(ZSTD(1)),
+    compute_resource LowCardinality(String) CODEC(ZSTD(1)),
+    gpu_provenance LowCardinality(String) CODEC(ZSTD(1)),
+    incomplete Bool CODEC(ZSTD(1)),
     status_code Int32 CODEC(ZSTD(1)),
-    member_request_seq Array(UInt64) CODEC(Delta(8), ZSTD(3)),
-    member_prefill_tokens Array(UInt32) CODEC(Delta(4), ZSTD(3)),
-    member_decode_tokens Array(UInt32) CODEC(Delta(4), ZSTD(3)),
-    member_context_tokens Array(UInt32) CODEC(Delta(4), ZSTD(3))
+    member_request_seq Array(UInt64) CODEC(Delta(8), ZSTD(6)),
+    member_prefill_tokens Array(UInt32) CODEC(ZSTD(3)),
+    member_decode_tokens Array(UInt32) CODEC(ZSTD(3)),
+    member_context_tokens Array(UInt32) CODEC(Delta(4), ZSTD(6))
 )
 ENGINE = {engine:MergeTree}
 PARTITION BY toDate(start_time)

@@ -2,7 +2,7 @@
 -- statement
 CREATE TABLE IF NOT EXISTS {database}.traces {on_cluster}
 (
-    tenant LowCardinality(String),
+    tenant LowCardinality(String) CODEC(ZSTD(1)),
     trace_id FixedString(16) CODEC(ZSTD(1)),
     start_time SimpleAggregateFunction(min, DateTime64(9, 'UTC')) CODEC(Delta(8), ZSTD(1)),
     end_time SimpleAggregateFunction(max, DateTime64(9, 'UTC')) CODEC(Delta(8), ZSTD(1)),

@@ -3,10 +3,10 @@
 -- statement
 CREATE TABLE IF NOT EXISTS {database}.requests_1m {on_cluster}
 (
-    tenant LowCardinality(String),
-    service LowCardinality(String),
-    model LowCardinality(String),
-    engine LowCardinality(String),
+    tenant LowCardinality(String) CODEC(ZSTD(1)),
+    service LowCardinality(String) CODEC(ZSTD(1)),
+    model LowCardinality(String) CODEC(ZSTD(1)),
+    engine LowCardinality(String) CODEC(ZSTD(1)),
     minute DateTime('UTC') CODEC(Delta(4), ZSTD(1)),
     requests SimpleAggregateFunction(sum, UInt64) CODEC(T64, ZSTD(1)),
     errors SimpleAggregateFunction(sum, UInt64) CODEC(T64, ZSTD(1)),

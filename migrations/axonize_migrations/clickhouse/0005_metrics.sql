@@ -2,15 +2,15 @@
 -- statement
 CREATE TABLE IF NOT EXISTS {database}.metrics {on_cluster}
 (
-    tenant LowCardinality(String),
-    service LowCardinality(String) DEFAULT resource_string['service.name'],
-    instance_id LowCardinality(String) DEFAULT resource_string['service.instance.id'],
-    name LowCardinality(String),
-    type Enum8('gauge' = 1, 'sum' = 2, 'histogram' = 3, 'exponential_histogram' = 4, 'summary' = 5),
-    unit LowCardinality(String),
-    description LowCardinality(String),
+    tenant LowCardinality(String) CODEC(ZSTD(1)),
+    service LowCardinality(String) DEFAULT resource_string['service.name'] CODEC(ZSTD(1)),
+    instance_id LowCardinality(String) DEFAULT resource_string['service.instance.id'] CODEC(ZSTD(1)),
+    name LowCardinality(String) CODEC(ZSTD(1)),
+    type Enum8('gauge' = 1, 'sum' = 2, 'histogram' = 3, 'exponential_histogram' = 4, 'summary' = 5) CODEC(ZSTD(1)),
+    unit LowCardinality(String) CODEC(ZSTD(1)),
+    description LowCardinality(String) CODEC(ZSTD(1)),
     temporality Int32 CODEC(ZSTD(1)),
-    monotonic Bool,
+    monotonic Bool CODEC(ZSTD(1)),
     start_time DateTime64(9, 'UTC') CODEC(Delta(8), ZSTD(1)),
     time DateTime64(9, 'UTC') CODEC(DoubleDelta, ZSTD(1)),
     flags UInt32 CODEC(ZSTD(1)),
@@ -38,18 +38,18 @@ CREATE TABLE IF NOT EXISTS {database}.metrics {on_cluster}
     attrs_float Map(LowCardinality(String), Float64) CODEC(ZSTD(1)),
     attrs_bool Map(LowCardinality(String), Bool) CODEC(ZSTD(1)),
     attrs_raw Map(LowCardinality(String), String) CODEC(ZSTD(1)),
-    scope_name LowCardinality(String),
-    scope_version LowCardinality(String),
+    scope_name LowCardinality(String) CODEC(ZSTD(1)),
+    scope_version LowCardinality(String) CODEC(ZSTD(1)),
     scope_attrs Array(String) CODEC(ZSTD(1)),
     scope_dropped UInt32 CODEC(ZSTD(1)),
-    scope_schema_url LowCardinality(String),
+    scope_schema_url LowCardinality(String) CODEC(ZSTD(1)),
     resource_string Map(LowCardinality(String), LowCardinality(String)) CODEC(ZSTD(1)),
     resource_int Map(LowCardinality(String), Int64) CODEC(ZSTD(1)),
     resource_float Map(LowCardinality(String), Float64) CODEC(ZSTD(1)),
     resource_bool Map(LowCardinality(String), Bool) CODEC(ZSTD(1)),
     resource_raw Map(LowCardinality(String), String) CODEC(ZSTD(1)),
     resource_dropped UInt32 CODEC(ZSTD(1)),
-    resource_schema_url LowCardinality(String)
+    resource_schema_url LowCardinality(String) CODEC(ZSTD(1))
 )
 ENGINE = {engine:MergeTree}
 PARTITION BY toDate(time)

@@ -3,9 +3,9 @@
 -- statement
 CREATE TABLE IF NOT EXISTS {database}.gpu_metrics {on_cluster}
 (
-    tenant LowCardinality(String),
-    hw_id LowCardinality(String),
-    compute_resource LowCardinality(String),
+    tenant LowCardinality(String) CODEC(ZSTD(1)),
+    hw_id LowCardinality(String) CODEC(ZSTD(1)),
+    compute_resource LowCardinality(String) CODEC(ZSTD(1)),
     time DateTime64(9, 'UTC') CODEC(DoubleDelta, ZSTD(1)),
     hw_name SimpleAggregateFunction(anyLast, Nullable(String)),
     provenance SimpleAggregateFunction(any, Nullable(String)),

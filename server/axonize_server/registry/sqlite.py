@@ -56,7 +56,6 @@ class SqliteRegistry:
         except sqlite3.Error as e:
             raise StoreError(f"registry {self.text!r} cannot be opened: {e}") from e
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("BEGIN IMMEDIATE")
             yield _runner(connection)
