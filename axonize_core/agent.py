@@ -46,7 +46,7 @@ __all__ = ["AgentServer", "main", "run"]
 TICK_S = 0.1
 LINGER_S = 1.0
 FIRST_CLIENT_S = 30.0
-SHUTDOWN_S = 10.0
+SHUTDOWN_S = 5.0
 _READ_BYTES = 256 * 1024
 logger = logging.getLogger("axonize.agent")
 

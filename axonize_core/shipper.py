@@ -28,6 +28,8 @@ PERIOD_S = 0.1
 SLICE_NS = 200_000
 PAUSE_S = 0.002
 CHUNK = 64
+EXIT_S = 5.0
+"""How long an exiting interpreter waits for what it recorded; an agent may have to start first."""
 
 
 class Transport(Protocol):
@@ -76,7 +78,7 @@ class Shipper:
     def start(self) -> None:
         """Start the thread; it is stopped, flushed, when the interpreter exits."""
         self._thread.start()
-        atexit.register(self.stop, 2.0)
+        atexit.register(self.stop, EXIT_S)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything recorded so far has left this process; False when that took too long."""
