@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -162,6 +162,7 @@ def test_a_data_point_out_of_time_is_refused(field):
         validate_metrics(request.SerializeToString())
 
 
+PATIENT = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 IDS = st.one_of(
     st.sampled_from([b"", bytes(8), bytes(16), b"t" * 16, b"s" * 8, b"\x12\x08" + b"x" * 6, b"\x39" * 8]),
     st.binary(max_size=40),
@@ -184,7 +185,7 @@ MOSTLY_GOOD = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@PATIENT
 @given(st.lists(st.lists(MOSTLY_GOOD, max_size=3), max_size=3))
 def test_the_shortcut_agrees_with_the_rules(scopes):
     """Whatever the shortcut lets pass, the walk lets pass, in no other days."""
@@ -202,7 +203,7 @@ def agrees(body):
         assert usual[1] >= walked[1]
 
 
-@settings(max_examples=300, deadline=None)
+@PATIENT
 @given(st.integers(0, 3), st.data())
 def test_mutated_bodies_agree_too(seed, data):
     """Bytes changed at random: the shortcut still takes only what the walk takes."""
@@ -222,7 +223,7 @@ def well_formed(parse, body):
     return True
 
 
-@settings(max_examples=300, deadline=None)
+@PATIENT
 @given(st.recursive(st.binary(max_size=12), lambda inner: st.lists(inner, max_size=3), max_leaves=8), st.data())
 def test_the_check_accepts_what_the_official_classes_accept(tree, data):
     """Nested fields of any number and type, twice and merged, well-formed or not: both parsers say the same."""

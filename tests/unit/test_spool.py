@@ -11,7 +11,7 @@ import time
 
 import pytest
 from google.protobuf.unknown_fields import UnknownFieldSet
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -31,6 +31,7 @@ from axonize_server.spool import (
 from otlp_bodies import trace_body
 
 DAY = 20_000
+PATIENT = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def make(spool_dir, *, max_bytes=1 << 30, signal="traces", **limits):
@@ -426,7 +427,7 @@ def segment_bytes(tmp_path_factory):
     return data, [end for _, end in messages(memoryview(data))], sent
 
 
-@settings(max_examples=200, deadline=None)
+@PATIENT
 @given(data=st.data())
 def test_a_truncated_segment_yields_exactly_the_whole_messages(segment_bytes, data):
     """Wherever the file ends, all that was whole before is kept and nothing else is."""
@@ -436,7 +437,7 @@ def test_a_truncated_segment_yields_exactly_the_whole_messages(segment_bytes, da
     assert kept == [end for end in ends if end <= length]
 
 
-@settings(max_examples=300, deadline=None)
+@PATIENT
 @given(data=st.data())
 def test_corruption_never_yields_a_wrong_message(segment_bytes, data):
     """Bytes changed anywhere, padding zeroed or garbage behind: only true messages come out, from the start."""
