@@ -194,6 +194,18 @@ def test_a_torn_segment_is_refused(store, write_segment):
     assert store.rows()["spans"] == 0
 
 
+def test_a_segment_too_large_as_rows_is_refused(store, write_segment, monkeypatch):
+    """A small body that would need more memory than a statement may have is refused, and costs only itself."""
+    monkeypatch.setitem(clickhouse._PINNED, "max_memory_usage", 30_000_000)
+    spans = [own_span("queue", time.time_ns(), time.time_ns(), {}) for _ in range(512)]
+    resource = {f"key {number}": "value" * 10 for number in range(2000)}
+    with pytest.raises(SegmentRefusedError, match="memory"):
+        insert(store, write_segment(*as_requests(spans, resource)))
+    assert store.rows()["spans"] == 0
+    insert(store, write_segment(*load(7, 3)[0]))
+    assert store.rows()["spans"] > 12
+
+
 def test_a_server_error_is_no_refusal(http_store, clickhouse_front, write_segment):
     """A 500 without a code of the data leaves the segment to be asked for again, and then it counts once."""
     segment = write_segment(*load(6, 3)[0])

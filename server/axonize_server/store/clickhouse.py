@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -27,9 +28,13 @@ MINIMUM_VERSION = (25, 6)
 """The first release that takes a protobuf schema inside a statement."""
 
 _PARTITIONS_PER_INSERT = 1000
+_MEMORY_PER_INSERT_BYTES = 4 << 30
+"""A full segment of 64 MiB takes about 1 GiB; small bodies can be made that take any amount."""
+
 _CHUNK_BYTES = 1 << 20
 # Errors about the data itself, by ClickHouse's numbers: no later attempt can end otherwise. They are raised while
 # the segment is read or converted, before its single block reaches the table.
+_MEMORY_LIMIT_EXCEEDED = 241
 _DATA_ERRORS = {6, 27, 32, 33, 36, 53, 69, 117, 131, 407, 434, 437, 444, 683}
 
 
@@ -106,7 +111,7 @@ class ClickHouseStore:
             else:
                 self._send(path, self._statement(signal, "input('{structure}')", clause))
         except DatabaseError as e:
-            if e.code in _DATA_ERRORS:
+            if _is_about_data(e):
                 raise SegmentRefusedError(f"segment {path.name!r}: {e}") from e
             raise StoreUnreachableError(f"store {self.dsn.text!r}: {e}") from e
         except ClickHouseError as e:
@@ -155,7 +160,22 @@ class ClickHouseStore:
 
 
 # Not for a segment to decide: what a statement needs to be taken at all.
-_PINNED = {"async_insert": 0, "max_partitions_per_insert_block": _PARTITIONS_PER_INSERT}
+_PINNED = {
+    "async_insert": 0,
+    "max_partitions_per_insert_block": _PARTITIONS_PER_INSERT,
+    "max_memory_usage": _MEMORY_PER_INSERT_BYTES,
+}
+
+
+def _is_about_data(error: DatabaseError) -> bool:
+    """Say whether the segment itself is at fault: unreadable, or larger as rows than a statement may hold.
+
+    A server that is short of memory as a whole has the same number but another text, and may recover.
+    """
+    too_large = error.code == _MEMORY_LIMIT_EXCEEDED and re.search(
+        "query memory limit|for query", str(error), re.IGNORECASE
+    )
+    return error.code in _DATA_ERRORS or bool(too_large)
 
 
 def _format(signal: str) -> dict[str, str]:
