@@ -29,11 +29,16 @@ _LOSSES = ("dropped", "refused", "rejected", "lost", "failed")
 
 @dataclass(frozen=True)
 class Result:
-    """The load as the store has it; ``expected`` is how many requests were served."""
+    """The load as the store has it.
+
+    ``expected`` is how many requests were served, ``batches`` are the newest thousand steps, ``unbatched`` the
+    requests that were served and yet are in no step at all.
+    """
 
     expected: int
     requests: list[Request]
     batches: list[Batch]
+    unbatched: list[Request]
     rows_before: dict[str, int]
     rows: dict[str, int]
     losses: dict[str, int]
@@ -56,7 +61,8 @@ def read_back(client: ApiClient, run_id: str, expected: int, before: dict[str, i
             break
         earlier = rows
         time.sleep(_POLL_S)
-    return Result(expected, requests, _batches_of(client, requests), before, rows, _losses(health))
+    batches = _batches_of(client, requests)
+    return Result(expected, requests, batches, _unbatched(client, requests, batches), before, rows, _losses(health))
 
 
 def store_rows(health: Health) -> dict[str, int]:
@@ -85,10 +91,8 @@ def discrepancies(result: Result, served: dict[str, Any]) -> list[str]:
     failed = sum(request["status"] == "error" for request in result.requests)
     if failed != served["failed"]:
         wrong.append(f"{failed} failed requests instead of {served['failed']}")
-    members = {member["request_seq"] for batch in result.batches for member in batch["members"]}
-    unshared = [r for r in result.requests if r["status"] == "ok" and r["request_seq"] not in members]
-    if unshared:
-        wrong.append(f"{len(unshared)} requests in no batch")
+    if result.unbatched:
+        wrong.append(f"{len(result.unbatched)} requests in no batch")
     if dropped := _dropped(result, served):
         wrong.append(f"{dropped} records dropped ({result.losses})")
     return wrong
@@ -103,7 +107,7 @@ def print_result(console: Console, client: ApiClient, result: Result) -> None:
         return
     _heading(console, "The slowest of them", "axonize trace ID")
     print_trace(console, client.trace(slowest["trace_id"]))
-    if shared := [batch for batch in result.batches if _first_step(batch, slowest)]:
+    if shared := [batch for batch in _steps_of(client, slowest, _MOST) if _first_step(batch, slowest)]:
         _heading(console, "Who shared its first step", "axonize batches --members")
         show.print_batch(console, shared[0])
 
@@ -147,6 +151,18 @@ def _batches_of(client: ApiClient, requests: list[Request]) -> list[Batch]:
         for instance in sorted(one for one in instances if one)
         for batch in client.batches(limit=_MOST, since=_SINCE, instance_id=instance)
     ]
+
+
+def _unbatched(client: ApiClient, requests: list[Request], batches: list[Batch]) -> list[Request]:
+    """Return the served requests without a step, asking one by one for those outside ``batches``."""
+    seen = {member["request_seq"] for batch in batches for member in batch["members"]}
+    unseen = [request for request in requests if request["status"] == "ok" and request["request_seq"] not in seen]
+    return [request for request in unseen if not _steps_of(client, request, 1)]
+
+
+def _steps_of(client: ApiClient, request: Request, most: int) -> list[Batch]:
+    instance_id, request_seq = request["instance_id"], request["request_seq"]
+    return client.batches(limit=most, since=_SINCE, instance_id=instance_id, request_seq=request_seq)
 
 
 def _losses(health: Health) -> dict[str, int]:

@@ -26,6 +26,7 @@ def _result(**changes):
         "expected": 3,
         "requests": requests,
         "batches": [api_batch(1)],
+        "unbatched": [],
         "rows_before": {"spans": 100, "batches": 5},
         "rows": {"spans": 110, "batches": 6},
         "losses": {},
@@ -74,7 +75,7 @@ def test_what_came_back_whole_has_no_discrepancy():
     [
         ({"expected": 4}, SERVED, "3 of 4 requests visible"),
         ({}, SERVED | {"failed": 0}, "1 failed requests instead of 0"),
-        ({"batches": []}, SERVED, "2 requests in no batch"),
+        ({"unbatched": [api_request(1)]}, SERVED, "1 requests in no batch"),
         ({"losses": {"spans_refused": 2}}, SERVED, "2 records dropped"),
         ({}, SERVED | {"dropped": 5}, "5 records dropped"),
         ({"requests": [api_request(0, incomplete=True), api_request(1), api_failed_request(2)]}, SERVED, "1 records"),
@@ -98,6 +99,17 @@ def test_reading_back_waits_for_the_store_to_settle(canned_api, monkeypatch):
     assert [request["request_id"] for request in result.requests] == ["ab-000", "ab-001"]
     assert result.losses == {}
     assert [path for path, _ in canned_api.asked].count("/api/v1/health") == 2
+
+
+def test_a_request_outside_the_newest_steps_is_asked_for_alone(canned_api):
+    """Only what has no step of its own at all is called unbatched; one that failed before its first is not expected to."""
+    requests = [api_request(0), api_request(7), api_failed_request(8)]
+    client = ApiClient(canned_api.url)
+    canned_api.answers["/api/v1/batches"] = 200, {"batches": [api_batch()]}
+    assert demo_report._unbatched(client, requests, [api_batch()]) == []
+    assert [asked["request_seq"] for _, asked in canned_api.asked] == ["7"]
+    canned_api.answers["/api/v1/batches"] = 200, {"batches": []}
+    assert demo_report._unbatched(client, requests, [api_batch()]) == [requests[1]]
 
 
 def test_reading_back_gives_up_in_time(canned_api, monkeypatch):
