@@ -79,12 +79,11 @@ class OwnLoad:
         instance = str(uuid.UUID(int=self.random.getrandbits(128)))
         self.identity = {
             names.HW_ID: gpu,
-            names.HW_NAME: "NVIDIA H100 80GB HBM3",
             names.GPU_COMPUTE_RESOURCE: gpu,
             names.GPU_CONTEXT: f"node-{seed}/{1000 + seed}/cuda:0",
             names.GPU_PROVENANCE: "measured",
         }
-        self.source = {names.ENGINE: "vllm", names.MODEL: "meta-llama/Llama-3.1-8B-Instruct"}
+        self.source = {names.MODEL: "meta-llama/Llama-3.1-8B-Instruct"}
         self.resource = {
             "telemetry.sdk.language": "python",
             "telemetry.sdk.name": "opentelemetry",
@@ -93,6 +92,7 @@ class OwnLoad:
             "service.instance.id": instance,
             "host.name": f"node-{seed}",
             "process.pid": 1000 + seed,
+            names.ENGINE: "vllm",
             "telemetry.distro.name": "axonize",
         }
         self._sample: tuple[int, dict[str, Any]] = (-1, {})
@@ -168,13 +168,12 @@ class OwnLoad:
         device = self._device()
         prefill = {names.INPUT_TOKENS: r["input"], names.STEPS: 1, **device}
         decode = {names.OUTPUT_TOKENS: n, names.STEPS: n - 1, **itl, names.ITL_MAX_MS: gaps[-1], **device}
-        request = own_span(
-            "request", r["arrived"], last, {**own, **self.identity, **common}, **ids, span_id=r["span_id"]
-        )
+        named = {**self.identity, names.HW_NAME: "NVIDIA H100 80GB HBM3"}
+        request = own_span("request", r["arrived"], last, {**own, **named, **common}, **ids, span_id=r["span_id"])
         request.status.code = 1
         spans = [
             request,
-            own_span("queue", r["arrived"], r["began"], {**self.identity, **common}, **inside),
+            own_span("queue", r["arrived"], r["began"], {names.GPU_PROVENANCE: "measured", **common}, **inside),
             own_span("prefill", r["began"], first, {**prefill, **common}, **inside),
             own_span("decode", first, last, {**decode, **common}, **inside),
         ]

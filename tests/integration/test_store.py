@@ -158,11 +158,12 @@ def test_the_rollup_adds_up(store, write_segment):
     )[0]
     raw = store.query(
         "SELECT count() AS n, sum(input_tokens) AS tokens_in, sum(output_tokens) AS tokens_out,"
-        f" quantileExact(0.5)(ttft_ms) AS p50 FROM {store.database}.spans WHERE phase = 'request'"
+        f" countIf(ttft_ms < {rolled['p50']!r}) AS below FROM {store.database}.spans WHERE phase = 'request'"
     )[0]
     assert rolled["n"] == raw["n"] == len(served) // 4
     assert (rolled["tokens_in"], rolled["tokens_out"]) == (raw["tokens_in"], raw["tokens_out"])
-    assert rolled["p50"] == pytest.approx(raw["p50"], rel=0.1)
+    # A digest interpolates between neighbours, which lie far apart among few requests: its rank is what holds.
+    assert raw["below"] / raw["n"] == pytest.approx(0.5, abs=0.05)
     assert rolled["minutes"] > 1
 
 

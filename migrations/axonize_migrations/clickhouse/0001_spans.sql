@@ -49,7 +49,8 @@ CREATE TABLE IF NOT EXISTS {database}.spans {on_cluster}
     resource_dropped UInt32 CODEC(ZSTD(1)),
     resource_schema_url LowCardinality(String) CODEC(ZSTD(1)),
     phase LowCardinality(String) DEFAULT attrs_string['ai.phase'] CODEC(ZSTD(1)),
-    engine LowCardinality(String) DEFAULT attrs_string['ai.engine'] CODEC(ZSTD(1)),
+    engine LowCardinality(String) DEFAULT if(attrs_string['ai.engine'] != '', attrs_string['ai.engine'], resource_string['ai.engine'])
+        CODEC(ZSTD(1)),
     operation LowCardinality(String) DEFAULT attrs_string['gen_ai.operation.name'] CODEC(ZSTD(1)),
     error_type LowCardinality(String) DEFAULT attrs_string['error.type'] CODEC(ZSTD(1)),
     compute_resource LowCardinality(String) DEFAULT attrs_string['gpu.compute_resource.id'] CODEC(ZSTD(1)),
