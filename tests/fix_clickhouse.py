@@ -58,10 +58,11 @@ def store(empty_store: ClickHouseStore, settings: Settings) -> ClickHouseStore:
 
 
 @pytest.fixture
-def clickhouse_front(clickhouse_path: str) -> Iterator[Front]:
-    """The engine behind HTTP."""
+def clickhouse_front(clickhouse_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Front]:
+    """The engine behind HTTP; it keeps a cache of the schemas it is sent in the working directory."""
     from clickhouse_front import Front
 
+    monkeypatch.chdir(tmp_path)
     with Front(clickhouse_path) as front:
         yield front
 

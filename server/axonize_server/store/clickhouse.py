@@ -15,7 +15,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError
 from axonize_core.errors import ConfigurationError, StoreError
 from axonize_server.store import explode
 from axonize_server.store.dsn import Dsn, parse_dsn
-from axonize_server.store.schema import proto
+from axonize_server.store.schema import MESSAGE, proto, proto_path
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -102,23 +102,22 @@ class ClickHouseStore:
             SegmentRefusedError: The data cannot be stored, now or later.
             StoreUnreachableError: Anything else; ask again.
         """
-        clause = _clause({**(settings or {}), **_format(signal), **_PINNED, "insert_deduplication_token": token})
+        in_process = self.dsn.scheme == "chdb"
+        format_settings = _format(signal, in_process=in_process)
+        clause = _clause({**(settings or {}), **format_settings, **_PINNED, "insert_deduplication_token": token})
+        source = f"file({_quote(str(path))}, Protobuf, '{{structure}}')" if in_process else "input('{structure}')"
+        statement = explode.insert(signal, self.database, source, clause)
         try:
-            if self.dsn.scheme == "chdb":
-                self._client().command(
-                    self._statement(signal, f"file({_quote(str(path))}, Protobuf, '{{structure}}')", clause)
-                )
+            if in_process:
+                self._client().command(statement)
             else:
-                self._send(path, self._statement(signal, "input('{structure}')", clause))
+                self._send(path, statement)
         except DatabaseError as e:
             if _is_about_data(e):
                 raise SegmentRefusedError(f"segment {path.name!r}: {e}") from e
             raise StoreUnreachableError(f"store {self.dsn.text!r}: {e}") from e
         except ClickHouseError as e:
             raise StoreUnreachableError(f"store {self.dsn.text!r}: {e}") from e
-
-    def _statement(self, signal: str, source: str, clause: str) -> str:
-        return explode.insert(signal, self.database, source, clause)
 
     def _send(self, path: Path, statement: str) -> None:
         """Post statement and segment as one body: a URL may be too short for the statement."""
@@ -178,11 +177,17 @@ def _is_about_data(error: DatabaseError) -> bool:
     return error.code in _DATA_ERRORS or bool(too_large)
 
 
-def _format(signal: str) -> dict[str, str]:
+def _format(signal: str, *, in_process: bool) -> dict[str, str]:
+    """Give the settings that name the schema: our file in this process, its text to a server.
+
+    Given the text, the engine in this process would leave a `__cache__` in the working directory.
+    """
+    if in_process:
+        return {"format_schema": f"{proto_path(signal)}:{MESSAGE}"}
     return {
         "format_schema_source": "string",
         "format_schema": proto(signal),
-        "format_schema_message_name": "Segment",
+        "format_schema_message_name": MESSAGE,
     }
 
 

@@ -10,8 +10,12 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
-__all__ = ["proto", "structure"]
+__all__ = ["MESSAGE", "proto", "proto_path", "structure"]
+
+MESSAGE = "Segment"
+"""What a segment is a stream of, in both schemas."""
 
 _SCALARS = {
     "string": "String",
@@ -33,7 +37,12 @@ _FIELD = re.compile(r"\s*(repeated |optional )?(\w+) (\w+) = \d+;")
 @cache
 def proto(signal: str) -> str:
     """Give the protobuf schema of a signal's segments, as text."""
-    return files("axonize_server.store").joinpath(f"{signal}.proto").read_text("utf-8")
+    return proto_path(signal).read_text("utf-8")
+
+
+def proto_path(signal: str) -> Path:
+    """Give the file of a signal's schema."""
+    return Path(str(files("axonize_server.store").joinpath(f"{signal}.proto")))
 
 
 @cache
@@ -42,7 +51,7 @@ def structure(signal: str) -> str:
     messages: dict[str, str] = {}
     for block in re.split(r"^message ", proto(signal), flags=re.MULTILINE)[1:]:
         messages[block.split(" ", 1)[0]] = _columns(block, messages)
-    return messages["Segment"]
+    return messages[MESSAGE]
 
 
 def _columns(block: str, messages: dict[str, str]) -> str:
