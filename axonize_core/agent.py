@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from axonize_core.frames import Frame
     from axonize_core.timeline import Timeline
 
-__all__ = ["AgentServer", "main", "run"]
+__all__ = ["AgentServer", "main", "quieten_collector", "run"]
 
 TICK_S = 0.1
 LINGER_S = 1.0
@@ -188,7 +188,7 @@ class AgentServer:
         return {"pid": os.getpid(), "socket": str(self._path), **self.pipeline.facts()}
 
 
-def _quieten_collector() -> None:
+def quieten_collector() -> None:
     """Make Python's garbage collector rare: spans are many and acyclic, and its passes cost a fifth of the agent."""
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
@@ -196,7 +196,7 @@ def _quieten_collector() -> None:
 
 def run(path: Path, settings: Settings, *, shared: bool, lock_fd: int | None = None) -> None:
     """Run an agent until SIGTERM, or until its last client is gone when it is shared."""
-    _quieten_collector()
+    quieten_collector()
     private_directory(path.parent) if shared else path.parent.mkdir(parents=True, exist_ok=True)
     server = AgentServer(path, Pipeline(settings), fingerprint=settings.fingerprint if shared else None)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -65,7 +65,7 @@ GPU_POWER_W = "gpu.power.mean_w"
 ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(PHASE, "string", "", "all", "request, queue, prefill, decode or batch"),
     Attribute(ENGINE, "string", "", "resource", "transformers, vllm, triton"),
-    Attribute(MODEL, "string", "", "all", "the model's name or path"),
+    Attribute(MODEL, "string", "", "resource, request", "the model's name or path"),
     Attribute(PROVIDER, "string", "", "request", "who provides the model"),
     Attribute(OPERATION, "string", "", "request", "text_completion, chat, embeddings, classification …"),
     Attribute(INPUT_TOKENS, "int", "{token}", "request, prefill", "prompt tokens without padding"),

@@ -146,7 +146,7 @@ class FrameDecoder:
                 position = start + length
                 try:
                     frame: Frame = _decoder.decode(body)
-                except msgspec.MsgspecError as e:
+                except (msgspec.MsgspecError, UnicodeDecodeError) as e:
                     raise FrameError(f"not a frame of protocol {PROTOCOL}: {e}") from e
                 yield frame
         finally:

@@ -94,6 +94,7 @@ class Spans:
         source = event.source
         attributes: dict[str, Any] = {
             names.OPERATION: event.operation,
+            names.MODEL: source.model,
             names.PROVIDER: source.provider,
             **self._identity(source)[0],
             **self._device_name(source),
@@ -166,7 +167,6 @@ class Spans:
         parent: SpanContext | None,
     ) -> ReadableSpan:
         attributes[names.PHASE] = phase
-        attributes[names.MODEL] = event.source.model
         if phase != "batch":
             attributes[names.REQUEST_SEQ] = event.ref.seq  # type: ignore[union-attr] # only batches have none
         if event.incomplete:
@@ -186,10 +186,9 @@ class Spans:
     def _resource(self, source: SourceInfo) -> Resource:
         known = self._resources.get(id(source))
         if known is None or known[0] is not source:
-            known = (
-                source,
-                _Resource({**source.resource, names.ENGINE: source.engine, "telemetry.distro.name": "axonize"}),
-            )
+            # What all spans of a source share stands here once: encoding attributes is most of the agent's work.
+            shared = {names.ENGINE: source.engine, names.MODEL: source.model, "telemetry.distro.name": "axonize"}
+            known = (source, _Resource({**source.resource, **shared}))
             self._resources[id(source)] = known
         return known[1]
 

@@ -204,10 +204,10 @@ class Timeline:
                 prefill_tokens=step.prefill_tokens,
                 decode_tokens=step.decode_tokens,
                 context_tokens=step.context_tokens,
-                joined=self._joining(run.seqs),
+                joined=() if index else self._joining(run.seqs),
                 incomplete=run.incomplete,
             )
-            for step in run.steps()
+            for index, step in enumerate(run.steps())
         ]
 
     def _joining(self, seqs: tuple[int, ...]) -> tuple[RequestRef, ...]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["OwnLoad", "as_requests", "own_span", "set_attributes"]
 
 _SPANS_PER_REQUEST = 512
+_MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 
 
 def set_attributes(target: Any, attributes: dict[str, Any]) -> None:
@@ -83,7 +84,6 @@ class OwnLoad:
             names.GPU_CONTEXT: f"node-{seed}/{1000 + seed}/cuda:0",
             names.GPU_PROVENANCE: "measured",
         }
-        self.source = {names.MODEL: "meta-llama/Llama-3.1-8B-Instruct"}
         self.resource = {
             "telemetry.sdk.language": "python",
             "telemetry.sdk.name": "opentelemetry",
@@ -93,6 +93,7 @@ class OwnLoad:
             "host.name": f"node-{seed}",
             "process.pid": 1000 + seed,
             names.ENGINE: "vllm",
+            names.MODEL: _MODEL,
             "telemetry.distro.name": "axonize",
         }
         self._sample: tuple[int, dict[str, Any]] = (-1, {})
@@ -160,9 +161,16 @@ class OwnLoad:
             names.LATENCY_E2E_S: (last - r["arrived"]) / 1e9,
         }
         tokens = {names.INPUT_TOKENS: r["input"], names.OUTPUT_TOKENS: n}
-        own = {names.OPERATION: "chat", names.PROVIDER: "vllm", names.REQUEST_ID: r["id"], **tokens, **latency}
+        own = {
+            names.OPERATION: "chat",
+            names.MODEL: _MODEL,
+            names.PROVIDER: "vllm",
+            names.REQUEST_ID: r["id"],
+            **tokens,
+            **latency,
+        }
         own[names.FINISH_REASONS] = ["length" if n % 7 == 0 else "stop"]
-        common = {**self.source, names.REQUEST_SEQ: r["seq"]}
+        common = {names.REQUEST_SEQ: r["seq"]}
         ids = {"trace_id": r["trace_id"]}
         inside = {**ids, "parent_span_id": r["span_id"]}
         device = self._device()
@@ -201,7 +209,6 @@ class OwnLoad:
             names.MEMBER_DECODE_TOKENS: struct.pack(f"<{size}I", *decode),
             names.MEMBER_CONTEXT_TOKENS: struct.pack(f"<{size}I", *context),
             **self._device(),
-            **self.source,
         }
         span = own_span(
             "batch", begin, self.now, attributes, trace_id=self._engine_trace[1], span_id=self.random.randbytes(8)

@@ -6,7 +6,11 @@ CREATE TABLE IF NOT EXISTS {database}.spans {on_cluster}
 (
     tenant LowCardinality(String) CODEC(ZSTD(1)),
     service LowCardinality(String) DEFAULT resource_string['service.name'] CODEC(ZSTD(1)),
-    model LowCardinality(String) DEFAULT attrs_string['gen_ai.request.model'] CODEC(ZSTD(1)),
+    model LowCardinality(String) DEFAULT if(
+        attrs_string['gen_ai.request.model'] != '',
+        attrs_string['gen_ai.request.model'],
+        resource_string['gen_ai.request.model']
+    ) CODEC(ZSTD(1)),
     start_time DateTime64(9, 'UTC') CODEC(Delta(8), ZSTD(1)),
     trace_id FixedString(16) CODEC(ZSTD(3)),
     span_id FixedString(8) CODEC(ZSTD(3)),
@@ -49,8 +53,9 @@ CREATE TABLE IF NOT EXISTS {database}.spans {on_cluster}
     resource_dropped UInt32 CODEC(ZSTD(1)),
     resource_schema_url LowCardinality(String) CODEC(ZSTD(1)),
     phase LowCardinality(String) DEFAULT attrs_string['ai.phase'] CODEC(ZSTD(1)),
-    engine LowCardinality(String) DEFAULT if(attrs_string['ai.engine'] != '', attrs_string['ai.engine'], resource_string['ai.engine'])
-        CODEC(ZSTD(1)),
+    engine LowCardinality(String) DEFAULT if(
+        attrs_string['ai.engine'] != '', attrs_string['ai.engine'], resource_string['ai.engine']
+    ) CODEC(ZSTD(1)),
     operation LowCardinality(String) DEFAULT attrs_string['gen_ai.operation.name'] CODEC(ZSTD(1)),
     error_type LowCardinality(String) DEFAULT attrs_string['error.type'] CODEC(ZSTD(1)),
     compute_resource LowCardinality(String) DEFAULT attrs_string['gpu.compute_resource.id'] CODEC(ZSTD(1)),
