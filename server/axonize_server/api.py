@@ -134,8 +134,8 @@ class _Handlers:
         return PlainTextResponse("ok\n")
 
     async def ready(self, _: Request) -> Response:
-        ready = await self._run(self._store.ping)
-        return PlainTextResponse("ready\n" if ready else "the store does not answer\n", 200 if ready else 503)
+        missing = await self._run(self._health.not_ready)
+        return PlainTextResponse(f"{missing or 'ready'}\n", 503 if missing else 200)
 
     async def metrics(self, _: Request) -> Response:
         text = await self._run(self._health.prometheus)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from axonize_core import __version__
 from axonize_core.errors import StoreError
 from axonize_server.spool import sealed_segments
-from axonize_server.stats import read_stats
+from axonize_server.stats import read_stats, receivers_alive
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,6 +60,13 @@ class Health:
             "spool": {**self._spool(), "refused_segments": refused, "last_error": self._counters.last_error},
             "counters": {"writer": self._counters.numbers(), **self._received()},
         }
+
+    def not_ready(self) -> str | None:
+        """Say what the collector waits for before it can receive, store and answer; None when it can."""
+        if not self._store.ping():
+            return "the store does not answer"
+        receivers, wanted = receivers_alive(self._settings.data_dir), self._settings.workers
+        return None if receivers >= wanted else f"{receivers} of {wanted} receivers are up"
 
     def prometheus(self) -> str:
         """Give the answer of `GET /metrics`."""

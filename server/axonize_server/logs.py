@@ -12,6 +12,8 @@ __all__ = ["configure_logs"]
 
 def configure_logs() -> None:
     """Lines for people on a terminal, JSON otherwise; called once at the start of each process."""
+    # What this library logs it also raises, and we say it once, with the store's name.
+    logging.getLogger("clickhouse_connect").addHandler(logging.NullHandler())
     terminal = sys.stderr.isatty()
     renderer = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
     structlog.configure(

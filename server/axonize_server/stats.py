@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["read_collector", "read_stats", "read_writer", "write_collector", "write_stats", "write_writer"]
+__all__ = [
+    "read_collector",
+    "read_stats",
+    "read_writer",
+    "receivers_alive",
+    "write_collector",
+    "write_stats",
+    "write_writer",
+]
+
+_FRESH_NS = 5 * 10**9
 
 
 def write_stats(data_dir: Path, worker: int, counters: Mapping[str, int]) -> None:
@@ -52,6 +62,22 @@ def read_stats(data_dir: Path) -> list[dict[str, Any]]:
     """
     found = [_read(path) for path in (data_dir / "run").glob("receiver-*.json")]
     return sorted(filter(None, found), key=lambda facts: int(facts["worker"]))
+
+
+def receivers_alive(data_dir: Path) -> int:
+    """How many receivers said within the last seconds that they receive, and are still there."""
+    fresh = [facts for facts in read_stats(data_dir) if time.time_ns() - int(facts["updated_ns"]) < _FRESH_NS]
+    return sum(_is_running(int(facts["pid"])) for facts in fresh)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def read_writer(data_dir: Path) -> dict[str, Any]:

@@ -171,7 +171,10 @@ def run(settings: Settings, ready: Callable[[int], None] | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     counters = Counters()
-    with _locked(settings.data_dir), contextlib.closing(_open_store(settings.store, stop)) as store:
+    with _locked(settings.data_dir), _opened(settings.store, stop) as store:
+        if store is None:
+            _log.info("writer_stopped", reason="the store was never reached; what was acknowledged waits in the spool")
+            return
         registry = open_registry(settings.registry)
         applied = [*migrate_store(store, settings), *migrate_registry(registry)]
         app = make_app(store, Health(settings, store, registry, counters), settings.tenant)
@@ -185,6 +188,20 @@ def run(settings: Settings, ready: Callable[[int], None] | None = None) -> None:
         finally:
             server.stop()
     _log.info("writer_stopped", **counters.numbers())
+
+
+@contextlib.contextmanager
+def _opened(dsn: str, stop: threading.Event) -> Iterator[ClickHouseStore | None]:
+    """Connect, and close in the end; None when told to stop before the store was reached."""
+    try:
+        store = _open_store(dsn, stop)
+    except StoreUnreachableError:
+        if not stop.is_set():
+            raise
+        yield None
+        return
+    with contextlib.closing(store):
+        yield store
 
 
 def _open_store(dsn: str, stop: threading.Event) -> ClickHouseStore:

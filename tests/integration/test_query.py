@@ -15,6 +15,7 @@ from axonize_server.health import Counters, Health
 from axonize_server.query import batches, requests, trace
 from axonize_server.registry.sqlite import open_registry
 from axonize_server.spool import INSERT_SETTINGS
+from axonize_server.stats import receivers_alive, write_stats
 from own_spans import OwnLoad, as_requests, own_span
 
 TENANT = {"tenant": "default"}
@@ -215,7 +216,7 @@ def client(store, settings):
         yield client
 
 
-def test_routes_answer_as_documented(client, load):
+def test_routes_answer_as_documented(client, load, settings):
     """The routes give what the functions give, filters and all."""
     _, served, _ = load
     found = client.get("/api/v1/requests", params={"limit": 3, "since": "1h", "service": "chat", "status": "ok"}).json()
@@ -233,7 +234,11 @@ def test_routes_answer_as_documented(client, load):
     assert health["status"] == "ok"
     assert health["store"]["rows"]["spans"] == len(served) + health["store"]["rows"]["batches"]
     assert health["spool"]["segments"] == 1
-    assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
+    assert client.get("/healthz").status_code == 200
+    waiting = client.get("/readyz")
+    assert (waiting.status_code, waiting.text) == (503, "0 of 1 receivers are up\n")
+    write_stats(settings.data_dir, 0, {})
+    assert client.get("/readyz").status_code == 200
     assert "axonize_spool_segments 1\n" in client.get("/metrics").text
 
 
@@ -291,6 +296,7 @@ def test_health_says_what_is_wrong(store, settings):
 def test_a_store_that_went_away(clickhouse_front, http_store, settings):
     """With the store away the API says so: 503, not ready, degraded; and it recovers by itself."""
     health = Health(settings, http_store, open_registry(settings.registry), Counters())
+    write_stats(settings.data_dir, 0, {})
     with TestClient(make_app(http_store, health, "default")) as client:
         clickhouse_front.away = True
         assert client.get("/readyz").status_code == 503
@@ -300,6 +306,18 @@ def test_a_store_that_went_away(clickhouse_front, http_store, settings):
         assert client.get("/healthz").status_code == 200
         clickhouse_front.away = False
         assert client.get("/readyz").status_code == 200
+
+
+def test_a_receiver_that_is_gone_does_not_count(settings):
+    """What a killed receiver published is stale by its pid at once, by its age after seconds."""
+    write_stats(settings.data_dir, 0, {})
+    assert receivers_alive(settings.data_dir) == 1
+    path = settings.data_dir / "run/receiver-0.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, "pid": 2**22 - 1}))
+    assert receivers_alive(settings.data_dir) == 0
+    path.write_text(json.dumps({**facts, "updated_ns": facts["updated_ns"] - 60 * 10**9}))
+    assert receivers_alive(settings.data_dir) == 0
 
 
 def test_times_are_utc_with_nanoseconds(store, write_segment):

@@ -35,7 +35,7 @@ _CHUNK_BYTES = 1 << 20
 # Errors about the data itself, by ClickHouse's numbers: no later attempt can end otherwise. They are raised while
 # the segment is read or converted, before its single block reaches the table.
 _MEMORY_LIMIT_EXCEEDED = 241
-_DATA_ERRORS = {6, 27, 32, 33, 36, 53, 69, 117, 131, 407, 434, 437, 444, 683}
+_DATA_ERRORS = {6, 27, 32, 33, 36, 53, 69, 117, 131, 407, 434, 436, 437, 444, 683}
 
 
 class StoreUnreachableError(StoreError):
