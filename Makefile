@@ -35,7 +35,7 @@ else
 	rm -f .coverage .coverage.*
 	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=
 	$(BIN)/coverage report --fail-under=90
-	$(BIN)/coverage report --fail-under=100 --include='*/axonize_core/recorder.py,*/axonize_core/frames.py,*/axonize_core/timeline.py,*/axonize_server/spool.py'
+	$(BIN)/coverage report --fail-under=100 --include='*/axonize_core/recorder.py,*/axonize_core/frames.py,*/axonize_core/timeline.py,*/axonize_core/runs.py,*/axonize_server/spool.py,*/axonize_server/appender.py'
 endif
 
 test-sdk: $(VENV)/.wheel $(VENV)/.tools
@@ -58,8 +58,6 @@ docs: $(VENV)/.wheel
 	$(BIN)/python -m axonize_core.settings > docs/settings.md
 	$(BIN)/python -m axonize_server.settings --env-example > .env.example
 	$(BIN)/python -m axonize_server.settings --docs > docs/collector-settings.md
-	$(BIN)/python -m axonize_core.settings > docs/settings.md
-	$(BIN)/python -m axonize_core.attributes > docs/attributes.md
 
 migrate: $(VENV)/.wheel
 	$(BIN)/axonize migrate
