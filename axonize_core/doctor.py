@@ -159,6 +159,11 @@ def agent_status(path: Path) -> dict[str, Any]:
 def _collector() -> Iterator[Finding]:
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318").rstrip("/")
     yield _reach(endpoint)
+    protocol = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    if protocol != "http/protobuf":
+        yield Finding(
+            "collector", "problem", f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol!r} is not supported; http/protobuf is used"
+        )
     api = os.environ.get("AXONIZE_API_URL", "http://127.0.0.1:4319").rstrip("/")
     try:
         with urllib.request.urlopen(f"{api}/api/v1/health", timeout=TIMEOUT_S) as response:  # noqa: S310 - the user's own URL

@@ -94,6 +94,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("AXONIZE_GPU_INTERVAL_MS", "1000", "ms", "time between two GPU samples, 100 or more"),
     Setting("OTEL_SERVICE_NAME", "unknown_service:<engine>", "", "service.name of the spans"),
     Setting("OTEL_RESOURCE_ATTRIBUTES", "", "key=value,…", "more resource attributes, percent-encoded"),
+    Setting("OTEL_TRACES_EXPORTER", "otlp", "", "`none` keeps spans in the agent, for its plugins only"),
+    Setting("OTEL_METRICS_EXPORTER", "otlp", "", "`none` does the same for GPU samples"),
     Setting(
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         "http://localhost:4318",
