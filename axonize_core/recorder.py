@@ -1,6 +1,6 @@
 """The hot path: ``emit()``, the only code of ours that runs on the inference thread.
 
-No locks, no I/O, no logging, no exceptions out. A record is one tuple in a bounded deque; ``append`` and
+No locks, no I/O, no logging, no exceptions out. A record is one struct in a bounded deque; ``append`` and
 ``popleft`` of a deque are atomic, so engine threads and the shipper need no lock between them.
 """
 
@@ -15,12 +15,11 @@ from collections import Counter, deque
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
+from axonize_core.frames import Record
 from axonize_core.settings import get_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from axonize_core.frames import Record
 
 __all__ = ["Recorder", "Source", "get_recorder"]
 
@@ -71,11 +70,11 @@ class Recorder:
     def _build(self) -> tuple[Callable[..., None], Callable[[int], None]]:
         """Return emit and the setter of its limit; a limit of 0 sends every record to the slow path."""
         queue, append, clock, limit = self._queue, self._queue.append, self.clock, 0
-        overflow = self._overflow
+        overflow, record = self._overflow, Record
 
         def emit(kind: int, handle: int, payload: Any = 0) -> None:
             if len(queue) < limit:
-                append((kind, handle, payload, clock()))
+                append(record(kind, handle, payload, clock()))
             else:
                 overflow(kind, handle, payload)
 

@@ -12,19 +12,20 @@ import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from axonize_core.frames import Bye, Kind, Records, encode_frame
+from axonize_core.frames import Bye, Kind, Record, Records, encode_frame
 from axonize_core.transport import make_transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from axonize_core.frames import Record
     from axonize_core.recorder import Recorder
     from axonize_core.settings import Settings
 
 __all__ = ["Shipper", "Transport", "make_shipper"]
 
 PERIOD_S = 0.1
+_RUN, _RUN_END, _RUN_TIMES = int(Kind.RUN), int(Kind.RUN_END), int(Kind.RUN_TIMES)
+_RUNS = {_RUN, _RUN_END}
 SLICE_NS = 200_000
 PAUSE_S = 0.002
 CHUNK = 64
@@ -135,25 +136,22 @@ class Shipper:
         return True
 
     def _take(self, most: int) -> list[Record]:
+        """Return the next records; those of runs are completed on the way, all others pass as they are."""
         take = self._recorder.take
-        records: list[Record] = []
-        try:
-            while len(records) < most:
-                record = take()
-                if record[0] == Kind.RUN:
-                    record = self._watch(record)
-                elif record[0] == Kind.RUN_END:
-                    records.extend(self._run_times(record[1]))
-                records.append(record)
-        except IndexError:
-            pass
-        return records
+        records = [take() for _ in range(min(most, self._recorder.queued()))]
+        if _RUNS.isdisjoint([record.kind for record in records]):
+            return records
+        return [done for record in records for done in self._with_times(record)]
+
+    def _with_times(self, record: Record) -> list[Record]:
+        if record.kind == _RUN:
+            return [self._watch(record)]
+        return [*self._run_times(record.handle), record] if record.kind == _RUN_END else [record]
 
     def _watch(self, record: Record) -> Record:
         """Keep the live list of a RUN here; the frame carries the rest."""
-        kind, handle, payload, t_ns = record
-        self._live[handle] = (payload[-1], 0)
-        return kind, handle, payload[:-1], t_ns
+        self._live[record.handle] = (record.payload[-1], 0)
+        return Record(record.kind, record.handle, record.payload[:-1], record.t_ns)
 
     def _live_times(self) -> list[Record]:
         return [record for handle in list(self._live) for record in self._run_times(handle)]
@@ -170,7 +168,7 @@ class Shipper:
             del self._live[handle]
         else:
             self._live[handle] = (times, sent + len(fresh))
-        return [(Kind.RUN_TIMES, handle, tuple(fresh), abs(fresh[-1]))]
+        return [Record(_RUN_TIMES, handle, tuple(fresh), abs(fresh[-1]))]
 
     def _ship(self, records: list[Record]) -> None:
         recorder, transport = self._recorder, self._transport

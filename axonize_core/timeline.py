@@ -95,13 +95,13 @@ class Timeline:
         self._next_seq, self.dropped_total, self.errors = frame.seq + 1, frame.dropped_total, frame.errors
         for source_id, value in frame.sources:
             self._source(source_id, value)
-        for kind, handle, payload, t_ns in frame.records:
-            handler = self._handlers.get(kind)
+        for record in frame.records:
+            handler = self._handlers.get(record.kind)
             if handler is None:
                 self.unknown_records += 1
                 continue
             try:
-                handler(handle, payload, t_ns, events)
+                handler(record.handle, record.payload, record.t_ns, events)
             except (TypeError, ValueError, KeyError, IndexError):
                 self.orphan_records += 1
         self._expire(frame.mono_ns, events)

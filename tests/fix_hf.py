@@ -31,7 +31,8 @@ class Recorded:
         """Return the records since the last look as (kind, handle, payload) in order, and forget them."""
         records = []
         while self.recorder.queued():
-            kind, handle, payload, t_ns = self.recorder.take()
+            record = self.recorder.take()
+            kind, handle, payload, t_ns = record.kind, record.handle, record.payload, record.t_ns
             records.append((Kind(kind), handle, payload))
             self.last_ns = t_ns
         return records

@@ -14,6 +14,7 @@ from axonize_core.frames import (
     FrameError,
     Hello,
     Kind,
+    Record,
     Records,
     Status,
     StatusRequest,
@@ -23,7 +24,15 @@ from axonize_core.frames import (
 
 FRAMES = [
     Hello(1, "0.1", 7, "id", {"service.name": "s"}, "abc"),
-    Records(3, 10, 20, 1, [(2, 1, (1, None, "x", ("a", 2.5)), 99), (4, 5, (1, 2, -3), 9)], [(1, ("e",))], {"hf": 1}),
+    Records(
+        3,
+        10,
+        20,
+        1,
+        [Record(2, 1, (1, None, "x", ("a", 2.5)), 99), Record(4, 5, (1, 2, -3), 9)],
+        [(1, ("e",))],
+        {"hf": 1},
+    ),
     Bye("exit"),
     StatusRequest(),
     Welcome(True, "", "0.1"),
@@ -32,6 +41,8 @@ FRAMES = [
 
 
 def plain(value):
+    if isinstance(value, Record):
+        value = (value.kind, value.handle, value.payload, value.t_ns)
     return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 

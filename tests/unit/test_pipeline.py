@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from axonize_core import hookimpl
-from axonize_core.frames import Hello, Kind, Records
+from axonize_core.frames import Hello, Kind, Record, Records
 from axonize_core.pipeline import Pipeline
 from axonize_core.plugins import Plugins
 from axonize_core.settings import Settings
@@ -9,8 +9,8 @@ from axonize_core.testing import CapturedEvents, CountingIds, FakeClock
 
 HELLO = Hello(1, "v", 42, "inst", {}, "f")
 SOURCES = [(1, ("transformers", "svc", "tiny", "hf", ("cpu", 0, None), None))]
-REQUEST = (Kind.REQUEST, 7, [1, 0, "r", None, "chat", 3, None], 10)
-END = (Kind.REQUEST_END, 7, ["stop", 3, 4, None, None], 20)
+REQUEST = Record(Kind.REQUEST, 7, [1, 0, "r", None, "chat", 3, None], 10)
+END = Record(Kind.REQUEST_END, 7, ["stop", 3, 4, None, None], 20)
 
 
 def make(*plugins):
@@ -42,7 +42,7 @@ def test_facts_count_what_was_lost_and_why():
     """Drops, unknown kinds, orphans and lost engines are all visible."""
     pipeline = make()
     first, second = pipeline.connect(HELLO), pipeline.connect(HELLO)
-    pipeline.feed(first, Records(0, 0, 0, 5, [(99, 1, None, 1), END], SOURCES, {"hf.generate": 2}))
+    pipeline.feed(first, Records(0, 0, 0, 5, [Record(99, 1, None, 1), END], SOURCES, {"hf.generate": 2}))
     pipeline.feed(second, Records(0, 0, 0, 1, [REQUEST], SOURCES))
     facts = pipeline.facts()
     assert facts["requests_live"] == 1

@@ -40,9 +40,9 @@ def test_records_come_out_in_order_with_their_time():
     recorder.emit(2, 7, ("a", None))
     recorder.emit(3, 8)
     first, second = drain(recorder)
-    assert first[:3] == (2, 7, ("a", None))
-    assert second[:3] == (3, 8, 0)
-    assert before <= first[3] <= second[3] <= recorder.clock()
+    assert (first.kind, first.handle, first.payload) == (2, 7, ("a", None))
+    assert (second.kind, second.handle, second.payload) == (3, 8, 0)
+    assert before <= first.t_ns <= second.t_ns <= recorder.clock()
 
 
 def test_full_buffer_drops_the_newest_and_counts_it():
@@ -50,11 +50,11 @@ def test_full_buffer_drops_the_newest_and_counts_it():
     recorder = Recorder(3, Drainer)
     for handle in range(5):
         recorder.emit(2, handle)
-    assert [r[1] for r in drain(recorder)] == [0, 1, 2]
+    assert [r.handle for r in drain(recorder)] == [0, 1, 2]
     assert recorder.dropped_total() == 2
     assert recorder.dropped_total() == 2, "reading does not count"
     recorder.emit(2, 9)
-    assert [r[1] for r in drain(recorder)] == [9], "room again after a drain"
+    assert [r.handle for r in drain(recorder)] == [9], "room again after a drain"
 
 
 def test_every_record_of_eight_threads_is_kept_or_counted():

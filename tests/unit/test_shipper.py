@@ -53,7 +53,7 @@ def test_records_arrive_in_order_and_are_numbered(setup):
     for handle in range(CHUNK * 3 + 5):
         recorder.emit(Kind.REQUEST_END, handle, None)
     assert recorder.flush(5)
-    assert [r[1] for r in transport.records] == list(range(CHUNK * 3 + 5))
+    assert [r.handle for r in transport.records] == list(range(CHUNK * 3 + 5))
     frames = [f for f in transport.frames if isinstance(f, Records)]
     assert [f.seq for f in frames] == list(range(len(frames)))
     assert abs(frames[0].wall_ns - time.time_ns()) < 60e9
@@ -70,12 +70,12 @@ def test_live_lists_are_shipped_while_they_grow_and_end_with_the_sentinel(setup)
     times += [40, -50]
     recorder.emit(Kind.RUN_END, 5, (4, None))
     assert recorder.flush(5)
-    kinds = [r[0] for r in transport.records]
+    kinds = [r.kind for r in transport.records]
     assert kinds[0] == Kind.RUN
     assert kinds[-1] == Kind.RUN_END
-    shipped = [t for r in transport.records if r[0] == Kind.RUN_TIMES for t in r[2]]
+    shipped = [t for r in transport.records if r.kind == Kind.RUN_TIMES for t in r.payload]
     assert shipped == [10, 20, 30, 40, -50]
-    assert transport.records[0][2] == [1, [2], [4], "generate"], "the list itself stays here"
+    assert transport.records[0].payload == [1, [2], [4], "generate"], "the list itself stays here"
 
 
 def test_a_run_whose_end_was_dropped_is_let_go(setup):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from axonize_core.frames import Hello, Kind, Records
+from axonize_core.frames import Hello, Kind, Record, Records
 from axonize_core.testing import CountingIds
 from axonize_core.timeline import EXPIRY_NS, Timeline, parse_traceparent
 
@@ -20,7 +20,7 @@ class Engine:
         self.sources = [(1, ("transformers", "svc", "tiny", "hf", ("cpu", 0, None), (("zone", "a"),)))]
 
     def frame(self, *records, mono_ns=0):
-        frame = Records(self.seq, WALL + mono_ns, mono_ns, self.dropped, list(records), self.sources)
+        frame = Records(self.seq, WALL + mono_ns, mono_ns, self.dropped, [Record(*r) for r in records], self.sources)
         self.seq, self.sources = self.seq + 1, []
         return self.timeline.feed(frame)
 
