@@ -28,7 +28,7 @@ _RUN, _RUN_END, _RUN_TIMES = int(Kind.RUN), int(Kind.RUN_END), int(Kind.RUN_TIME
 _RUNS = {_RUN, _RUN_END}
 SLICE_NS = 200_000
 PAUSE_S = 0.002
-CHUNK = 64
+CHUNK = 256
 EXIT_S = 5.0
 """How long an exiting interpreter waits for what it recorded; an agent may have to start first."""
 
