@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "examine", "print_facts", "print_json"]
 
 _PACKAGES = ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "nvidia-ml-py", "pluggy", "msgspec")
-_FRAMEWORKS = ("torch", "transformers", "vllm")
 _ALARMING = ("records_dropped", "records_orphaned", "spans_dropped", "spans_refused", "samples_refused", "engines_lost")
 TIMEOUT_S = 2.0
 
@@ -62,9 +61,20 @@ def _installation() -> Iterator[Finding]:
         version = _version(package)
         level = "ok" if version else "problem"
         yield Finding("installation", level, f"{package} {version or 'is missing: pip install axonize'}")
-    found = {name: v for name in _FRAMEWORKS if (v := _version(name))}
-    text = ", ".join(f"{name} {v}" for name, v in found.items()) or "none of " + ", ".join(_FRAMEWORKS)
-    yield Finding("frameworks", "ok" if found else "note", text, found)
+    for entry in metadata.entry_points(group="axonize.integrations"):
+        yield _integration(entry.load())
+
+
+def _integration(supported: Any) -> Finding:
+    """Say whether an integration's framework is there, in a version that it knows."""
+    low, high = (".".join(map(str, bound)) for bound in supported.SUPPORTED)
+    known, version = f">={low},<{high}", _version(supported.ENGINE)
+    if version is None:
+        return Finding("integrations", "note", f"{supported.ENGINE} is not installed ({known} is supported)")
+    if supported.is_supported(version):
+        return Finding("integrations", "ok", f"{supported.ENGINE} {version} is supported ({known})")
+    text = f"{supported.ENGINE} {version} is not supported ({known} is): nothing of it is recorded; upgrade axonize"
+    return Finding("integrations", "problem", text)
 
 
 def _switches(settings: Settings) -> Iterator[Finding]:

@@ -8,6 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from axonize_core import doctor
+from axonize_hf import _supported
+
 AXONIZE = Path(sys.executable).parent / "axonize"
 
 
@@ -32,7 +37,7 @@ def test_doctor_is_content_when_the_endpoint_answers(tmp_path, otlp_sink):
     assert result.returncode == 0
     assert {f["part"] for f in findings} >= {
         "installation",
-        "frameworks",
+        "integrations",
         "switches",
         "gpu",
         "plugins",
@@ -47,6 +52,19 @@ def test_doctor_says_what_is_not_supported_yet(tmp_path, otlp_sink):
     result = axonize("doctor", OTEL_EXPORTER_OTLP_PROTOCOL="grpc", **env)
     assert "OTEL_EXPORTER_OTLP_PROTOCOL='grpc' is not supported" in result.stdout
     assert result.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "level", "says"),
+    [("5.1.0", "ok", "is supported"), ("9.0", "problem", "upgrade axonize"), (None, "note", "is not installed")],
+)
+def test_doctor_says_which_versions_are_supported(monkeypatch, version, level, says):
+    """A framework in a version that an integration does not know is a problem; one that is absent is not."""
+    monkeypatch.setattr(doctor, "_version", lambda _: version)
+    finding = doctor._integration(_supported)
+    assert finding.level == level
+    assert says in finding.text
+    assert ">=4.46,<6.0" in finding.text
 
 
 def test_doctor_shows_what_an_agent_dropped(tmp_path, otlp_sink):
