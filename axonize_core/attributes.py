@@ -94,9 +94,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(HW_ID, "string", "", "request, prefill, decode, batch", "physical GPU uuid (GPU-…)"),
     Attribute(HW_NAME, "string", "", "request", "GPU model; says so when it is simulated"),
     Attribute(GPU_COMPUTE_RESOURCE, "string", "", "request, prefill, decode, batch", "full GPU or MIG instance uuid"),
-    Attribute(
-        GPU_CONTEXT, "string", "", "request, prefill, decode, batch", "what the process calls it: host/pid/cuda:0"
-    ),
+    Attribute(GPU_CONTEXT, "string", "", "resource", "what the process calls its device: host/pid/cuda:0"),
     Attribute(GPU_PROVENANCE, "string", "", "all", "measured, apportioned, estimated, simulated or unavailable"),
     Attribute(GPU_UTILIZATION, "double", "1", "prefill, decode, batch", "mean busy share over the span"),
     Attribute(GPU_MEMORY_BYTES, "int", "By", "prefill, decode, batch", "mean memory in use over the span"),

@@ -17,6 +17,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from axonize_core import __version__
 from axonize_core import attributes as names
+from axonize_core.gpu.identity import context_id
 from axonize_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -187,7 +188,12 @@ class Spans:
         known = self._resources.get(id(source))
         if known is None or known[0] is not source:
             # What all spans of a source share stands here once: encoding attributes is most of the agent's work.
-            shared = {names.ENGINE: source.engine, names.MODEL: source.model, "telemetry.distro.name": "axonize"}
+            shared = {
+                names.ENGINE: source.engine,
+                names.MODEL: source.model,
+                names.GPU_CONTEXT: context_id(source),
+                "telemetry.distro.name": "axonize",
+            }
             known = (source, _Resource({**source.resource, **shared}))
             self._resources[id(source)] = known
         return known[1]

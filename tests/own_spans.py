@@ -81,7 +81,6 @@ class OwnLoad:
         self.identity = {
             names.HW_ID: gpu,
             names.GPU_COMPUTE_RESOURCE: gpu,
-            names.GPU_CONTEXT: f"node-{seed}/{1000 + seed}/cuda:0",
             names.GPU_PROVENANCE: "measured",
         }
         self.resource = {
@@ -94,6 +93,7 @@ class OwnLoad:
             "process.pid": 1000 + seed,
             names.ENGINE: "vllm",
             names.MODEL: _MODEL,
+            names.GPU_CONTEXT: f"node-{seed}/{1000 + seed}/cuda:0",
             "telemetry.distro.name": "axonize",
         }
         self._sample: tuple[int, dict[str, Any]] = (-1, {})

@@ -14,7 +14,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from axonize_core import attributes as names
-from axonize_core.gpu.identity import context_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -94,17 +93,16 @@ class Sampler:
         known = self._resolved.get(id(source))
         if known is None or known[0] is not source:
             resource = self.provider.resolve(source) if self.provider else None
-            known = (source, self._identity(source, resource), resource)
+            known = (source, self._identity(resource), resource)
             self._resolved[id(source)] = known
         return known[1], known[2]
 
-    def _identity(self, source: SourceInfo, resource: ComputeResource | None) -> dict[str, Any]:
+    def _identity(self, resource: ComputeResource | None) -> dict[str, Any]:
         if resource is None or self.provider is None:
-            return {**_UNAVAILABLE, names.GPU_CONTEXT: context_id(source)}
+            return _UNAVAILABLE
         return {
             names.HW_ID: resource.gpu.uuid,
             names.GPU_COMPUTE_RESOURCE: resource.id,
-            names.GPU_CONTEXT: context_id(source),
             names.GPU_PROVENANCE: self.provider.provenance,
         }
 
