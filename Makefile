@@ -34,7 +34,7 @@ ifdef TESTS
 else
 	rm -f .coverage .coverage.*
 	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=
-	$(BIN)/coverage report --fail-under=90
+	$(BIN)/coverage report --fail-under=95
 	$(BIN)/coverage report --fail-under=100 --include='*/axonize_core/recorder.py,*/axonize_core/frames.py,*/axonize_core/timeline.py,*/axonize_core/runs.py,*/axonize_server/spool.py,*/axonize_server/appender.py'
 endif
 
