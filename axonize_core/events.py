@@ -61,7 +61,6 @@ class RequestEvent(msgspec.Struct, frozen=True, gc=False):
     finish_reason: str | None = None
     error: str | None = None
     incomplete: bool = False
-    trace_state: str = ""
     attributes: tuple[tuple[str, Any], ...] = ()
 
 
