@@ -45,6 +45,9 @@ class InlineTransport:
         """Nothing ever waits here."""
         return True
 
+    def forget(self) -> None:
+        """Leave the parent's pipeline alone."""
+
     def close(self) -> None:
         """End the pipeline."""
         self._pipeline.disconnect(self._timeline, None if self._said_goodbye else "engine_lost")

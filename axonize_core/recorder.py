@@ -31,6 +31,7 @@ class _Drainer(Protocol):
     def start(self) -> None: ...
     def flush(self, timeout_s: float) -> bool: ...
     def stop(self, timeout_s: float) -> bool: ...
+    def forget(self) -> None: ...
 
 
 class _Nowhere:
@@ -44,6 +45,9 @@ class _Nowhere:
 
     def stop(self, timeout_s: float) -> bool:  # noqa: ARG002
         return False
+
+    def forget(self) -> None:
+        pass
 
 
 class Recorder:
@@ -94,6 +98,19 @@ class Recorder:
         self._drop_reads = 0
         self.instance_id = str(uuid.uuid4())
         self.pid = os.getpid()
+
+    def _after_fork(self) -> None:
+        """In a forked child: begin anew, and let go of the parent's connection.
+
+        A copy of it kept open here would hide from the agent that the parent died.
+        """
+        parents = self._drainer
+        self._reset()
+        try:
+            if parents is not None:
+                parents.forget()
+        except Exception:  # noqa: BLE001 - nothing of ours may reach the engine
+            self.count_error("recorder.fork")
 
     def _overflow(self, kind: int, handle: int, payload: Any) -> None:
         """Start the shipper if this process has none yet, else count one dropped record."""
@@ -185,5 +202,5 @@ def _make_shipper(recorder: Recorder) -> _Drainer:
 def get_recorder() -> Recorder:
     """Return the recorder of this process; made on the first call, begun anew after a fork."""
     recorder = Recorder(get_settings().queue_capacity, _make_shipper)
-    os.register_at_fork(after_in_child=recorder._reset)  # noqa: SLF001 - same module
+    os.register_at_fork(after_in_child=recorder._after_fork)  # noqa: SLF001 - same module
     return recorder

@@ -51,6 +51,9 @@ class Transport(Protocol):
     def close(self) -> None:
         """Let go of the agent."""
 
+    def forget(self) -> None:
+        """In a forked child: close this copy of the parent's connection, and count nothing."""
+
 
 class Shipper:
     """Drains one recorder. ``start``, ``flush`` and ``stop`` may be called from any thread."""
@@ -100,6 +103,11 @@ class Shipper:
         if self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
         return flushed
+
+    def forget(self) -> None:
+        """In a forked child, where this thread does not run: let go of what is the parent's."""
+        atexit.unregister(self.stop)
+        self._transport.forget()
 
     def _run(self) -> None:
         while not self._stopping:

@@ -235,6 +235,12 @@ class SocketTransport:
         self._pending_records = 0
         self._pending.clear()
 
+    def forget(self) -> None:
+        """In a forked child: close this copy of the parent's connection; what was pending is the parent's to count."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
     def _send(self) -> None:
         if self._connection is None or not self._pending:
             return

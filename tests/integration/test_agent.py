@@ -205,6 +205,23 @@ def test_a_fork_after_recording_ships_on_its_own(engine, otlp_sink):
     assert instance["parent-1"] == instance["parent-2"] != instance["child"]
 
 
+def test_a_forked_child_does_not_hide_that_the_engine_died(engine, otlp_sink):
+    """A child that lives on (a data loader) holds no copy of the connection: the killed parent's request still ends."""
+    process = engine(
+        """
+        request('open', end=False); assert rec.flush(20)
+        if os.fork() == 0:
+            time.sleep(20); os._exit(0)
+        print('ready', flush=True); time.sleep(60)
+        """
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.kill()
+    otlp_sink.wait(lambda s: "request" in names(s), 10)
+    root = next(s for s in otlp_sink.spans if s.name == "request")
+    assert attribute(root, "error.type").string_value == "engine_lost"
+
+
 def test_a_spawned_child_joins_the_same_agent(engine, otlp_sink):
     """multiprocessing's spawn starts from nothing and still ships."""
     script = engine.runtime.parent / "spawned.py"

@@ -10,6 +10,7 @@ import pytest
 
 import axonize_hf
 from axonize_core.errors import IntegrationUnavailableError
+from axonize_core.settings import get_settings
 from axonize_hf import instrumentation as module
 from axonize_hf._supported import is_supported
 
@@ -72,3 +73,16 @@ def test_the_device_is_told_by_type_index_and_uuid(monkeypatch):
     cuda.get_device_properties = lambda _: SimpleNamespace()
     assert module._device(model("cuda", 1)) == ("cuda", 1, None)
     assert module._device(SimpleNamespace(parameters=lambda: iter(()))) == ("cpu", 0, None)
+
+
+def test_a_setting_that_cannot_be_used_stops_no_server(monkeypatch, caplog):
+    """A misspelt setting is said with its name and value; the object comes back untouched."""
+    monkeypatch.setenv("AXONIZE_QUEUE_CAPACITY", "many")
+    get_settings.cache_clear()
+    target = object()
+    try:
+        with caplog.at_level(logging.ERROR, "axonize.hf"):
+            assert axonize_hf.instrument(target) is target
+    finally:
+        get_settings.cache_clear()
+    assert "AXONIZE_QUEUE_CAPACITY='many' is no whole number" in caplog.text

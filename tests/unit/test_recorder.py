@@ -25,6 +25,9 @@ class Drainer:
     def stop(self, timeout_s):
         return True
 
+    def forget(self):
+        pass
+
 
 def drain(recorder):
     records = []
@@ -114,6 +117,7 @@ def test_the_nowhere_drainer_starts_without_doing_anything():
     from axonize_core.recorder import _Nowhere
 
     assert _Nowhere().start() is None
+    assert _Nowhere().forget() is None
 
 
 def test_sources_are_the_same_for_the_same_values():
@@ -184,6 +188,7 @@ class D:
     def start(self): pass
     def flush(self, t): return True
     def stop(self, t): return True
+    def forget(self): pass
 r = get_recorder(); r.redirect(D); r.emit(2, 1)
 parent = r.instance_id
 pid = os.fork()
@@ -195,3 +200,24 @@ _, status = os.waitpid(pid, 0)
 sys.exit(status or (0 if r.queued() == 1 and r.instance_id == parent else 2))
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_after_a_fork_the_parents_drainer_is_let_go():
+    """The child keeps nothing of its parent's: no records, no id, no connection; a failure there is counted."""
+    forgotten = []
+
+    class Forgetful(Drainer):
+        def forget(self):
+            forgotten.append(self)
+            raise OSError("bad descriptor")
+
+    recorder = Recorder(10, Forgetful)
+    recorder._after_fork()
+    assert forgotten == [], "a process that recorded nothing has none"
+    recorder.emit(2, 1)
+    parent = recorder.instance_id
+    recorder._after_fork()
+    assert len(forgotten) == 1
+    assert recorder.queued() == 0
+    assert recorder.instance_id != parent
+    assert recorder.errors["recorder.fork"] == 1

@@ -6,7 +6,7 @@ import logging
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from axonize_core.errors import IntegrationUnavailableError
+from axonize_core.errors import ConfigurationError, IntegrationUnavailableError
 from axonize_core.recorder import get_recorder
 from axonize_core.settings import get_settings
 from axonize_hf._supported import ENGINE, PROVIDER, SUPPORTED, TASKS, is_supported
@@ -24,7 +24,8 @@ def instrument(target: T, *, model_name: str | None = None, service_name: str | 
     """Record what a pipeline or model serves, from now on, and return the same object.
 
     In place and idempotent; outputs stay the same. Returns the object untouched when Axonize is switched off
-    (``AXONIZE_DISABLED``, ``OTEL_SDK_DISABLED``) or does not know this version of transformers.
+    (``AXONIZE_DISABLED``, ``OTEL_SDK_DISABLED``), has a setting it cannot use, or does not know this version of
+    transformers; the last two are logged.
 
     Args:
         target: a text-generation, text-classification or feature-extraction pipeline, or a PreTrainedModel.
@@ -34,7 +35,7 @@ def instrument(target: T, *, model_name: str | None = None, service_name: str | 
     Raises:
         IntegrationUnavailableError: transformers is missing, or the object is none of these.
     """
-    if get_settings().disabled or not _version_known():
+    if _switched_off() or not _version_known():
         return target
     kind = _kind(target)
     if is_swapped(target) and model_name is None and service_name is None:
@@ -51,6 +52,15 @@ def uninstrument(target: T) -> T:
     if is_swapped(target):
         (uninstrument_pipeline if hasattr(target, "postprocess") else uninstrument_model)(target)
     return target
+
+
+def _switched_off() -> bool:
+    """Say whether nothing is to be recorded; a setting that cannot be used is said, and stops no server."""
+    try:
+        return get_settings().disabled
+    except ConfigurationError as e:
+        logger.error("nothing will be recorded: %s", e)  # noqa: TRY400 - the sentence is enough
+        return True
 
 
 def _version_known() -> bool:
