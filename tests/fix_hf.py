@@ -60,6 +60,9 @@ class _NoDrainer:
     def stop(self, timeout_s):
         return True
 
+    def forget(self):
+        pass
+
 
 @pytest.fixture
 def recorded(monkeypatch):
