@@ -79,7 +79,7 @@ def _begin(model: Any, source: int, args: tuple[Any, ...], kwargs: dict[str, Any
             for row, tokens in enumerate(call.prompt_tokens)
         )
         batch = Batch(source, seqs, call.prompt_tokens)
-    batch.rules = call.rules
+    batch.rules, batch.prefix = call.rules, call.prefix
     return Generation(call, batch, Run(model, batch, call.mode), own=own)
 
 

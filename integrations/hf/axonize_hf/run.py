@@ -24,7 +24,8 @@ R = TypeVar("R")
 class Batch:
     """Requests that are run together, and the tokens of each one's prompt (empty where one is unknown).
 
-    ``rules`` is filled in by the ``generate`` that serves a pipeline's batch.
+    ``rules``, and ``prefix`` (how many tokens of its output are not new), come from the ``generate`` that serves a
+    pipeline's batch.
     """
 
     def __init__(self, source: int, seqs: tuple[int, ...], prompt_tokens: Sequence[int | None]) -> None:
@@ -34,6 +35,7 @@ class Batch:
         if len(self.prompt_tokens) != len(seqs):
             self.prompt_tokens = ()
         self.rules: StopRules | None = None
+        self.prefix = 0
 
 
 current_run: ContextVar[Run | None] = ContextVar("axonize_hf_run", default=None)
