@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["RequestContext", "context_at", "current_contexts", "request", "requests"]
+__all__ = ["RequestContext", "context_at", "current_contexts", "request", "requests", "serve"]
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -74,6 +74,17 @@ def requests(contexts: Sequence[RequestContext]) -> Iterator[Contexts]:
         yield given
     finally:
         _contexts.reset(token)
+
+
+@contextmanager
+def serve(context: RequestContext | None) -> Iterator[None]:
+    """Let what runs inside (another pipeline, say) serve one item's request; None changes nothing."""
+    token = None if context is None else _contexts.set(context)
+    try:
+        yield
+    finally:
+        if token is not None:
+            _contexts.reset(token)
 
 
 def current_contexts() -> RequestContext | Contexts:

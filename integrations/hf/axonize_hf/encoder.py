@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from axonize_core.recorder import get_recorder
 from axonize_hf.context import context_at, current_contexts
 from axonize_hf.run import Batch, Run, close_request, current_run, guarded, open_request
+from axonize_hf.tasks import model_operation
 from axonize_hf.tokens import row_lengths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 __all__ = ["Forward", "input_lengths", "record_forward"]
 
@@ -57,7 +59,7 @@ def _begin(model: Any, source: int, args: tuple[Any, ...], kwargs: dict[str, Any
     started_ns = get_recorder().clock()
     lengths = input_lengths({**({"input_ids": args[0]} if args else {}), **kwargs})
     contexts = current_contexts()
-    operation = "classification" if type(model).__name__.endswith("Classification") else "embeddings"
+    operation = model_operation(type(model).__name__)
     seqs = tuple(
         open_request(source, context_at(contexts, row), started_ns, operation, tokens)
         for row, tokens in enumerate(lengths)
@@ -65,12 +67,13 @@ def _begin(model: Any, source: int, args: tuple[Any, ...], kwargs: dict[str, Any
     return Forward(model, Batch(source, seqs, lengths), lengths)
 
 
-def input_lengths(inputs: Mapping[str, Any]) -> tuple[int | None, ...]:
+def input_lengths(inputs: Any) -> tuple[int | None, ...]:
     """Return each row's tokens of a model's inputs; None where the inputs are no tokens."""
+    if not isinstance(inputs, Mapping):
+        return (None,)
     for name in ("input_ids", "inputs_embeds"):
         ids = inputs.get(name)
-        if ids is not None and ids.ndim > 1:
+        if getattr(ids, "ndim", 0) > 1:
             return row_lengths(ids, inputs.get("attention_mask"))
-    tensors = (value for value in inputs.values() if getattr(value, "ndim", 0))
-    first = next(tensors, None)
+    first = next((value for value in inputs.values() if getattr(value, "ndim", 0)), None)
     return (None,) * (1 if first is None else first.shape[0])

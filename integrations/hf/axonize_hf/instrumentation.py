@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from axonize_core.errors import ConfigurationError, IntegrationUnavailableError
 from axonize_core.recorder import get_recorder
 from axonize_core.settings import get_settings
-from axonize_hf._supported import ENGINE, PROVIDER, SUPPORTED, TASKS, is_supported
+from axonize_hf._supported import ENGINE, PROVIDER, SUPPORTED, is_supported
 from axonize_hf.model import instrument_model, sources, uninstrument_model
 from axonize_hf.pipelines import instrument_pipeline, uninstrument_pipeline
 from axonize_hf.swap import is_swapped
@@ -28,7 +28,7 @@ def instrument(target: T, *, model_name: str | None = None, service_name: str | 
     transformers; the last two are logged.
 
     Args:
-        target: a text-generation, text-classification or feature-extraction pipeline, or a PreTrainedModel.
+        target: a pipeline of any task, or a PreTrainedModel.
         model_name: the model's name in every span; by default its config's name or path, else its class name.
         service_name: ``service.name`` of its spans; by default that of the environment.
 
@@ -88,14 +88,10 @@ def _check(version: str) -> bool:
 def _kind(target: object) -> str:
     from transformers import Pipeline, PreTrainedModel  # noqa: PLC0415 - the user's, checked before
 
-    if isinstance(target, Pipeline) and target.task in TASKS:
+    if isinstance(target, Pipeline):
         return "pipeline"
     if isinstance(target, PreTrainedModel):
         return "model"
-    if isinstance(target, Pipeline):
-        raise IntegrationUnavailableError(
-            f"a pipeline for {target.task!r} is not supported ({', '.join(TASKS)} are); instrument its .model instead"
-        )
     raise IntegrationUnavailableError(
         f"{type(target).__name__!r} object is neither a transformers Pipeline nor a PreTrainedModel; "
         "pass one of these to axonize_hf.instrument()"

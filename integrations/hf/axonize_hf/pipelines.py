@@ -6,11 +6,11 @@ import functools
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from axonize_hf._supported import TASKS
 from axonize_hf.model import instrument_model, sources, uninstrument_model
 from axonize_hf.run import current_run, guarded
 from axonize_hf.session import Session, Stage
 from axonize_hf.swap import swap, unswap
+from axonize_hf.tasks import task_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +22,8 @@ _session: ContextVar[Session | None] = ContextVar("axonize_hf_session", default=
 
 
 def instrument_pipeline(pipe: Any, source: int) -> None:
-    """Swap the class of a pipeline of a supported task, and of its model where the task generates."""
-    if TASKS[pipe.task].generates:
+    """Swap the class of a pipeline, and of its model where the task generates."""
+    if task_of(pipe).generates:
         instrument_model(pipe.model, source)
     sources[pipe] = source
     swap(pipe, _overrides)
@@ -47,14 +47,14 @@ def _overrides(original: type[Any]) -> dict[str, Any]:
 
 
 def _record_call(pipe: Any, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    session = _open_session(pipe)
+    session = _open_session(pipe, kwargs)
     if session is None:
         return original(*args, **kwargs)
     token = _session.set(session)
     try:
         result = original(*args, **kwargs)
     except BaseException as error:
-        session.abandon(error)
+        session.fail(error)
         raise
     finally:
         # A generator's or data set's items come after the call, each when it is asked for.
@@ -64,12 +64,13 @@ def _record_call(pipe: Any, original: Callable[..., Any], args: tuple[Any, ...],
 
 
 @guarded("hf.pipeline.open")
-def _open_session(pipe: Any) -> Session | None:
+def _open_session(pipe: Any, kwargs: dict[str, Any]) -> Session | None:
     source = sources.get(pipe)
     # Stages replaced on the instance would hide from us where an item ends.
     if source is None or current_run.get() is not None or not vars(pipe).keys().isdisjoint(STAGES):
         return None
-    return Session(pipe, source)
+    batch_size = kwargs.get("batch_size") or getattr(pipe, "_batch_size", None)
+    return Session(pipe, source, batch_size or 1)
 
 
 class _StageOf:
