@@ -28,6 +28,7 @@ __all__ = [
     "Status",
     "StatusRequest",
     "Welcome",
+    "count_events",
     "encode_frame",
 ]
 
@@ -64,6 +65,16 @@ class Kind(IntEnum):
     RUN_TIMES = 4
     RUN_END = 5
     REQUEST_END = 6
+    MANY = 7
+    """Events of one instant: ``handle`` is how many, ``payload`` is ``(kind, handles, payloads or None)``."""
+
+
+_MANY = int(Kind.MANY)
+
+
+def count_events(records: list[Record]) -> int:
+    """Return how many events these records are; a record of MANY is several."""
+    return len(records) + sum([record.handle - 1 for record in records if record.kind == _MANY])
 
 
 class Hello(msgspec.Struct, array_like=True, tag="hello", frozen=True):

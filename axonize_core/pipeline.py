@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
 from axonize_core import __version__
+from axonize_core.frames import count_events
 from axonize_core.gpu.sampler import Sampler
 from axonize_core.plugins import AgentContext, load_plugins
 from axonize_core.timeline import Events, Timeline
@@ -47,7 +48,7 @@ class Pipeline:
     def feed(self, timeline: Timeline, frame: Records) -> None:
         """Take one frame; its events wait for ``dispatch``."""
         self.counts["frames"] += 1
-        self.counts["records"] += len(frame.records)
+        self.counts["records"] += count_events(frame.records)
         self._collect(timeline.feed(frame))
 
     def disconnect(self, timeline: Timeline, error: str | None) -> None:

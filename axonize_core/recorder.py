@@ -15,13 +15,17 @@ from collections import Counter, deque
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
-from axonize_core.frames import Record
+from axonize_core.frames import Kind, Record
 from axonize_core.settings import get_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = ["Recorder", "Source", "get_recorder"]
+
+_MANY = int(Kind.MANY)
+MANY_EVENTS = 256
+"""The most events in one record: what the shipper takes at a time, so that a record fits into its slice."""
 
 Source = tuple[str, str, str, str, "tuple[str, int, str | None]", "tuple[tuple[str, Any], ...] | None"]
 """``(engine, service_name, model, provider, (device type, index, uuid), attributes)``."""
@@ -88,6 +92,20 @@ class Recorder:
 
         return emit, set_limit
 
+    def emit_many(self, kind: int, handles: Sequence[int], payloads: Sequence[Any] | None = None) -> None:
+        """Record events of one instant, the members of one step say: one clock reading and one record for all.
+
+        ``payloads`` has one payload for each handle; None gives each of them 0. As ``emit``: any thread, never blocks,
+        never raises. Many at once, or a queue with many records in it, are recorded one by one, so that the memory of
+        a full queue stays that of single records.
+        """
+        events = len(handles)
+        if events <= MANY_EVENTS and len(self._queue) * MANY_EVENTS < self.capacity:
+            self.emit(_MANY, events, (kind, tuple(handles), None if payloads is None else tuple(payloads)))
+        else:
+            for handle, payload in zip(handles, payloads or itertools.repeat(0), strict=False):
+                self.emit(kind, handle, payload)
+
     def _reset(self) -> None:
         """Begin anew: at creation, and in a forked child, whose copy of the parent's records is not its own."""
         self._set_limit(0)
@@ -113,17 +131,17 @@ class Recorder:
             self.count_error("recorder.fork")
 
     def _overflow(self, kind: int, handle: int, payload: Any) -> None:
-        """Start the shipper if this process has none yet, else count one dropped record."""
+        """Start the shipper if this process has none yet, else count what is dropped."""
         try:
             if self._drainer is None:
                 self._start()
                 self.emit(kind, handle, payload)
             else:
-                self._drop()
+                self.count_dropped(handle if kind == _MANY else 1)
         except Exception:  # noqa: BLE001 - nothing of ours may reach the engine
             self.count_error("recorder.start")
             self._drainer = _Nowhere()
-            self._drop()
+            self.count_dropped(handle if kind == _MANY else 1)
 
     def _start(self) -> None:
         with self._starting:

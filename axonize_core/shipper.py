@@ -12,20 +12,21 @@ import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from axonize_core.frames import Bye, Kind, Record, Records, encode_frame
+from axonize_core.frames import Bye, Kind, Record, Records, count_events, encode_frame
 from axonize_core.transport import make_transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from axonize_core.recorder import Recorder
+    from axonize_core.recorder import Recorder, Source
     from axonize_core.settings import Settings
 
 __all__ = ["Shipper", "Transport", "make_shipper"]
 
 PERIOD_S = 0.1
 _RUN, _RUN_END, _RUN_TIMES = int(Kind.RUN), int(Kind.RUN_END), int(Kind.RUN_TIMES)
-_RUNS = {_RUN, _RUN_END}
+_MANY = int(Kind.MANY)
+_SPECIAL = {_RUN, _RUN_END, _MANY}
 SLICE_NS = 200_000
 PAUSE_S = 0.002
 CHUNK = 256
@@ -144,12 +145,18 @@ class Shipper:
         return True
 
     def _take(self, most: int) -> list[Record]:
-        """Return the next records; those of runs are completed on the way, all others pass as they are."""
-        take = self._recorder.take
-        records = [take() for _ in range(min(most, self._recorder.queued()))]
-        if _RUNS.isdisjoint([record.kind for record in records]):
-            return records
-        return [done for record in records for done in self._with_times(record)]
+        """Return the next records, about ``most`` events; those of runs are completed on the way."""
+        take, records = self._recorder.take, []
+        for _ in range(min(most, self._recorder.queued())):
+            record = take()
+            if record.kind in _SPECIAL:
+                records += self._with_times(record)
+                most -= record.handle if record.kind == _MANY else 1
+                if most <= 0:
+                    break
+            else:
+                records.append(record)
+        return records
 
     def _with_times(self, record: Record) -> list[Record]:
         if record.kind == _RUN:
@@ -186,19 +193,38 @@ class Shipper:
         dropped = recorder.dropped_total()
         if not records and not sources and dropped == self._dropped_sent:
             return
-        frame = Records(
-            self._seq, self._wall(), recorder.clock(), dropped, records, list(sources), dict(recorder.errors)
-        )
-        transport.write(encode_frame(frame), len(records))
+        try:
+            frame = self._frame(records, dropped, sources)
+        except Exception:  # noqa: BLE001 - a record that no frame can carry costs itself only
+            recorder.count_error("shipper.encode")
+            kept = [record for record in records if _can_be_encoded(record)]
+            recorder.count_dropped(count_events(records) - count_events(kept))
+            records, dropped = kept, recorder.dropped_total()
+            frame = self._frame(records, dropped, sources)
+        transport.write(frame, count_events(records))
         self._dropped_sent = dropped
         self._seq += 1
         self._sources_sent += len(sources)
+
+    def _frame(self, records: list[Record], dropped: int, sources: list[tuple[int, Source]]) -> bytes:
+        recorder = self._recorder
+        return encode_frame(
+            Records(self._seq, self._wall(), recorder.clock(), dropped, records, list(sources), dict(recorder.errors))
+        )
 
     def _goodbye(self) -> None:
         if self._transport.generation == self._generation and self._transport.ready():
             self._transport.write(encode_frame(Bye("exit")), 0)
             self._transport.drained(1.0)
         self._transport.close()
+
+
+def _can_be_encoded(record: Record) -> bool:
+    try:
+        encode_frame(Records(0, 0, 0, 0, [record]))
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, it cannot be sent
+        return False
+    return True
 
 
 def make_shipper(recorder: Recorder, settings: Settings) -> Shipper:

@@ -7,6 +7,7 @@ the anchor of the frame in which the request or run opened, so phases are monoto
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
 from axonize_core.events import BatchEvent, DecodeEvent, PrefillEvent, RequestEvent, RequestRef, SourceInfo
@@ -57,6 +58,9 @@ class _Request:
     input_tokens: int | None
     attributes: tuple[tuple[str, Any], ...]
     last_ns: int
+    first_step_ns: int | None = None
+    steps: tuple[int, int] = (0, 0)
+    """Those of continuous batching in which its prompt was computed, and those after."""
     run: Run | None = None
     joined: bool = False
     incomplete: bool = False
@@ -84,6 +88,7 @@ class Timeline:
             Kind.RUN_TIMES: self._run_times,
             Kind.RUN_END: self._run_end,
             Kind.REQUEST_END: self._request_end,
+            Kind.MANY: self._many,
         }
 
     def feed(self, frame: Records) -> Events:
@@ -96,16 +101,24 @@ class Timeline:
         for source_id, value in frame.sources:
             self._source(source_id, value)
         for record in frame.records:
-            handler = self._handlers.get(record.kind)
-            if handler is None:
-                self.unknown_records += 1
-                continue
-            try:
-                handler(record.handle, record.payload, record.t_ns, events)
-            except (TypeError, ValueError, KeyError, IndexError):
-                self.orphan_records += 1
+            self._take(record.kind, record.handle, record.payload, record.t_ns, events)
         self._expire(frame.mono_ns, events)
         return events
+
+    def _take(self, kind: int, handle: int, payload: Any, t_ns: int, events: Events) -> None:
+        handler = self._handlers.get(kind)
+        if handler is None:
+            self.unknown_records += 1
+            return
+        try:
+            handler(handle, payload, t_ns, events)
+        except (TypeError, ValueError, KeyError, IndexError):
+            self.orphan_records += 1
+
+    def _many(self, _: int, payload: Any, t_ns: int, events: Events) -> None:
+        kind, handles, payloads = payload
+        for handle, one in zip(handles, payloads or repeat(0), strict=False):
+            self._take(kind, handle, one, t_ns, events)
 
     def close(self, error: str | None) -> Events:
         """End everything still open at its last known time; ``error`` is what became of the engine."""
@@ -160,13 +173,19 @@ class Timeline:
         )
 
     def _run(self, handle: int, payload: Any, t_ns: int, _: Events) -> None:
-        source_id, seqs, prompt_tokens, mode = payload
+        source_id, seqs, prompt_tokens, mode, *context = payload
         run = Run(self._sources[source_id], tuple(seqs), tuple(prompt_tokens), mode, t_ns, self._epoch_ns)
         members = self._members(run.seqs)
         run.incomplete = len(members) != len(run.seqs)
         self._runs[handle] = run
+        if mode == "continuous":
+            run.context_tokens = tuple(context[0])
         for request in members:
-            request.run, request.last_ns = run, t_ns
+            request.last_ns = t_ns
+            if mode != "continuous":
+                request.run = run
+            elif request.first_step_ns is None:
+                request.first_step_ns = t_ns
 
     def _run_times(self, handle: int, times: Any, _: int, __: Events) -> None:
         run = self._runs[handle]
@@ -179,13 +198,28 @@ class Timeline:
 
     def _run_end(self, handle: int, payload: Any, t_ns: int, events: Events) -> None:
         run = self._runs.pop(handle)
-        run.new_tokens = payload[0]
+        run.new_tokens, _, *more = payload
+        attributes, device_ns = (*more, None, None)[:2]
+        run.device_ns = tuple(device_ns or ())
+        for seq, pairs in zip(run.seqs, attributes or (), strict=False):
+            if seq in self._requests:
+                self._requests[seq].attributes += _pairs(pairs)
         self._finish_run(run, run.end_ns or t_ns, events)
 
     def _finish_run(self, run: Run, end_ns: int, events: Events) -> None:
         run.end_ns = end_ns
         self._moved(run)
+        if run.mode == "continuous" and run.prompt_tokens:
+            self._count_steps(run)
         events.batches.extend(self._batches(run))
+
+    def _count_steps(self, run: Run) -> None:
+        for seq, prefill_tokens in zip(run.seqs, run.prompt_tokens, strict=True):
+            request = self._requests.get(seq)
+            if request is not None:
+                prefill, decode = request.steps
+                added = len(run.times)
+                request.steps = (prefill + added, decode) if prefill_tokens else (prefill, decode + added)
 
     def _moved(self, run: Run) -> None:
         for request in self._members(run.seqs):
@@ -205,6 +239,7 @@ class Timeline:
                 decode_tokens=step.decode_tokens,
                 context_tokens=step.context_tokens,
                 joined=() if index else self._joining(run.seqs),
+                device_ns=run.step_device_ns(index),
                 incomplete=run.incomplete,
             )
             for index, step in enumerate(run.steps())
@@ -236,14 +271,15 @@ class Timeline:
         self._finish_request(self._requests.pop(handle), t_ns, payload, events)
 
     def _finish_request(self, request: _Request, end_ns: int, payload: Any, events: Events) -> None:
-        finish_reason, input_tokens, output_tokens, error, attributes = payload
+        finish_reason, input_tokens, output_tokens, error, attributes, *times = payload
         if input_tokens is not None:
             request.input_tokens = input_tokens
-        run = request.run
+        run = request.run = self._own_run(request, times[0]) if times and times[0] else request.run
         if run is not None:
             request.incomplete = request.incomplete or run.incomplete
             self._phases(request, run, output_tokens, events)
         first_ns = run.first_visible_ns() if run and run.mode != "forward" else None
+        started_ns = run.start_ns if run else request.first_step_ns
         events.requests.append(
             RequestEvent(
                 source=request.source,
@@ -253,7 +289,7 @@ class Timeline:
                 operation=request.operation,
                 start_ns=request.arrived_ns + request.epoch_ns,
                 duration_ns=max(0, end_ns - request.arrived_ns),
-                queue_ns=max(0, run.start_ns - request.arrived_ns) if run else None,
+                queue_ns=None if started_ns is None else max(0, started_ns - request.arrived_ns),
                 ttft_ns=first_ns - request.arrived_ns if first_ns is not None else None,
                 tpot_ns=run.tpot_ns(output_tokens) if run else None,
                 input_tokens=request.input_tokens,
@@ -264,6 +300,17 @@ class Timeline:
                 attributes=request.attributes + _pairs(attributes),
             )
         )
+
+    def _own_run(self, request: _Request, times: Any) -> Run | None:
+        """Return the request's own run, by the times of its tokens that its engine stamped; its steps are shared."""
+        started_ns, *tokens_ns = times
+        started_ns = request.first_step_ns if started_ns is None else started_ns
+        if started_ns is None:
+            return None
+        run = Run(request.source, (request.ref.seq,), (), "generate", started_ns, request.epoch_ns)
+        run.times.extend((started_ns, *tokens_ns[:-1]))
+        run.end_ns, run.new_tokens, run.counted_steps = tokens_ns[-1], len(tokens_ns), request.steps
+        return run
 
     def _phases(self, request: _Request, run: Run, output_tokens: int | None, events: Events) -> None:
         first_ns = run.first_visible_ns()
@@ -276,13 +323,15 @@ class Timeline:
                 start_ns=run.start_ns + request.epoch_ns,
                 duration_ns=first_ns - run.start_ns,
                 tokens=request.input_tokens,
-                steps=run.prompt_steps,
+                steps=run.prefill_steps,
+                device_ns=run.phase_device_ns(0, run.prompt_steps),
                 incomplete=request.incomplete,
             )
         )
         last_ns = run.last_visible_ns(output_tokens)
         if last_ns is None or last_ns <= first_ns:
             return
+        steps = run.decode_steps(output_tokens)
         p50_ns, p99_ns, max_ns = run.gap_statistics(output_tokens) or (None, None, None)
         events.decodes.append(
             DecodeEvent(
@@ -291,7 +340,8 @@ class Timeline:
                 start_ns=first_ns + request.epoch_ns,
                 duration_ns=last_ns - first_ns,
                 tokens=output_tokens,
-                steps=run.decode_steps(output_tokens),
+                steps=steps,
+                device_ns=run.phase_device_ns(run.prompt_steps, steps or 0),
                 itl_p50_ns=p50_ns,
                 itl_p99_ns=p99_ns,
                 itl_max_ns=max_ns,

@@ -19,6 +19,7 @@ from axonize_core.frames import (
     Status,
     StatusRequest,
     Welcome,
+    count_events,
     encode_frame,
 )
 
@@ -95,4 +96,12 @@ def test_kind_numbers_are_wire_format():
         "RUN_TIMES": 4,
         "RUN_END": 5,
         "REQUEST_END": 6,
+        "MANY": 7,
     }
+
+
+def test_a_record_of_many_counts_as_its_events():
+    """What is counted is events, not records."""
+    many = Record(Kind.MANY, 3, (6, [1, 2, 3], None), 5)
+    assert count_events([]) == 0
+    assert count_events([Record(Kind.RUN, 99, None, 4), many]) == 4

@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from axonize_core.recorder import Recorder, get_recorder
+from axonize_core.frames import Kind, count_events
+from axonize_core.recorder import MANY_EVENTS, Recorder, get_recorder
 
 
 class Drainer:
@@ -58,6 +59,42 @@ def test_full_buffer_drops_the_newest_and_counts_it():
     assert recorder.dropped_total() == 2, "reading does not count"
     recorder.emit(2, 9)
     assert [r.handle for r in drain(recorder)] == [9], "room again after a drain"
+
+
+def test_events_of_one_instant_are_one_record():
+    """Members of one step share a clock reading and a slot of the queue."""
+    recorder = Recorder(10_000, Drainer)
+    recorder.emit_many(6, [1, 2, 3], ["a", "b", "c"])
+    recorder.emit_many(6, (4,))
+    first, second = drain(recorder)
+    assert (first.kind, first.handle, first.payload) == (Kind.MANY, 3, (6, (1, 2, 3), ("a", "b", "c")))
+    assert (second.kind, second.handle, second.payload) == (Kind.MANY, 1, (6, (4,), None))
+
+
+def test_many_events_are_single_records_when_the_queue_fills_or_they_are_too_many():
+    """A full queue never holds more than about twice its slots in events."""
+    recorder = Recorder(512, Drainer)
+    recorder.emit_many(6, range(MANY_EVENTS + 1))
+    assert [r.handle for r in drain(recorder)] == list(range(MANY_EVENTS + 1))
+    for _ in range(600):
+        recorder.emit_many(6, [1, 2], ["a", "b"])
+    records = drain(recorder)
+    assert len(records) == 512
+    assert count_events(records) + recorder.dropped_total() == 1200
+    assert count_events(records) <= 1024
+    assert {(r.kind, r.handle, r.payload) for r in records if r.kind != Kind.MANY} == {(6, 1, "a"), (6, 2, "b")}
+
+
+def test_a_dropped_record_of_many_counts_as_its_events():
+    """Events that find no drainer are dropped one and all, and counted one and all."""
+
+    def unable(_):
+        raise OSError("no threads left")
+
+    recorder = Recorder(1000, unable)
+    recorder.emit_many(6, [1, 2, 3])
+    recorder.emit_many(6, [4, 5])
+    assert recorder.dropped_total() == 5
 
 
 def test_every_record_of_eight_threads_is_kept_or_counted():

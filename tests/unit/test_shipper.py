@@ -59,6 +59,33 @@ def test_records_arrive_in_order_and_are_numbered(setup):
     assert abs(frames[0].wall_ns - time.time_ns()) < 60e9
 
 
+def test_a_frame_carries_about_a_chunk_of_events_and_says_how_many(setup):
+    """Records of many do not make a slice longer, and a transport that loses a frame counts its events."""
+    recorder, transport = setup
+    told = []
+    transport.write, write = lambda frame, records: (told.append(records), write(frame, records)), transport.write
+    recorder.emit(Kind.REQUEST_END, 1, None)
+    for _ in range(8):
+        recorder.emit_many(Kind.REQUEST_END, range(200))
+    assert recorder.flush(5)
+    assert sum(told) == 1601
+    assert max(told) <= 2 * CHUNK
+    assert sum(r.handle for r in transport.records if r.kind == Kind.MANY) == 1600
+
+
+def test_a_record_that_no_frame_can_carry_costs_itself_only(setup):
+    """What cannot be encoded is dropped and counted; its neighbours arrive."""
+    recorder, transport = setup
+    recorder.emit(Kind.REQUEST_END, 1, None)
+    recorder.emit(Kind.REQUEST_END, 2, object())
+    recorder.emit_many(Kind.REQUEST_END, [3, 4], [None, object()])
+    recorder.emit(Kind.REQUEST_END, 5, None)
+    assert recorder.flush(5)
+    assert [r.handle for r in transport.records] == [1, 5]
+    assert [f.dropped_total for f in transport.frames] == [3]
+    assert recorder.errors == {"shipper.encode": 1}
+
+
 def test_live_lists_are_shipped_while_they_grow_and_end_with_the_sentinel(setup):
     """Steps of a run that lives are visible before it ends, each exactly once, and in order before RUN_END."""
     recorder, transport = setup

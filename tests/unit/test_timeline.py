@@ -48,6 +48,21 @@ def end(seq, t_ns, *, output_tokens=None, error=None, reason="length"):
     return (Kind.REQUEST_END, seq, [reason, 4, output_tokens, error, [["k", 1]]], t_ns)
 
 
+def test_many_events_are_as_those_events_one_by_one():
+    """Members of one step ended at one instant end as if each had said so."""
+    engine = Engine()
+    opened = [request(seq, 1000) for seq in (10, 11, 12)]
+    ends = ["length", 4, 3, None, None], ["stop", 4, 2, None, None], "not a payload"
+    events = engine.frame(*opened, (Kind.MANY, 3, [Kind.REQUEST_END, [10, 11, 12], ends], 1900), mono_ns=2000)
+    assert [(r.ref.seq, r.finish_reason, r.output_tokens, r.duration_ns) for r in events.requests] == [
+        (10, "length", 3, 900),
+        (11, "stop", 2, 900),
+    ]
+    assert engine.timeline.orphan_records == 1, "the one that could not be read spoils no other"
+    engine.frame((Kind.MANY, 2, [99, [1, 2], None], 2100), (Kind.MANY, 1, [6], 2200), mono_ns=2300)
+    assert (engine.timeline.unknown_records, engine.timeline.orphan_records) == (2, 2)
+
+
 def test_a_request_has_queue_prefill_decode_that_add_up():
     """Phases are differences of one clock: queue + prefill + decode ends where the last token was seen."""
     engine = Engine()
