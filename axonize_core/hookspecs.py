@@ -1,7 +1,7 @@
 """The whole plugin contract. Hooks run in the agent, never on an inference thread, and take sequences.
 
-A plugin is a module or object with functions marked ``@axonize_core.hookimpl``; it is found by the entry point
-group ``axonize``. A plugin that raises is isolated, counted, logged once and disabled after repeated failures.
+A plugin is a module or object with functions marked ``@axonize_core.hookimpl``, found by the entry point group
+``axonize``. One that raises is isolated, counted, logged once and disabled when it goes on. The guide is docs/hooks.md.
 """
 
 from __future__ import annotations
@@ -27,54 +27,93 @@ hookimpl = pluggy.HookimplMarker("axonize")
 
 @hookspec
 def axonize_configure(context: AgentContext) -> None:
-    """Fires once when the agent starts; a plugin registered later is told at once."""
+    """Begin: fires once when the agent starts; a plugin registered later is told at once.
+
+    A plugin that fails here is disabled, since it could not work.
+    """
 
 
 @hookspec
 def axonize_requests(events: Sequence[RequestEvent]) -> None:
-    """Requests that ended; about ten times a second while there are any."""
+    """Take requests that ended; ten times a second while there are any.
+
+    Last of a dispatch: the phases and steps of the same moment were handed over before. Agent's main thread.
+    """
 
 
 @hookspec
 def axonize_prefills(events: Sequence[PrefillEvent]) -> None:
-    """Prompts that were computed, of requests that ended."""
+    """Take the prefill phases of requests that ended, and of passes without tokens; ten times a second.
+
+    Agent's main thread.
+    """
 
 
 @hookspec
 def axonize_decodes(events: Sequence[DecodeEvent]) -> None:
-    """Decode phases of requests that ended."""
+    """Take the decode phases of requests that ended; ten times a second.
+
+    Agent's main thread.
+    """
 
 
 @hookspec
 def axonize_batches(events: Sequence[BatchEvent]) -> None:
-    """Engine steps with their members, when their run ended."""
+    """Take engine steps with their members, when their run ended; ten times a second.
+
+    The most frequent events: one per step, not per token. Agent's main thread.
+    """
 
 
 @hookspec
 def axonize_gpu_samples(samples: Sequence[GpuSample]) -> None:
-    """One reading of every compute resource, each AXONIZE_GPU_INTERVAL_MS; sampler thread."""
+    """Take one reading of every compute resource; each AXONIZE_GPU_INTERVAL_MS.
+
+    Sampler thread: it may overlap with the other hooks.
+    """
 
 
 @hookspec
 def axonize_span_attributes(events: Sequence[RequestEvent]) -> Sequence[Mapping[str, Any] | None]:  # type: ignore[empty-body] # a spec has no body
-    """Return more attributes for each request's span, in the order of ``events``; later plugins win."""
+    """Return more attributes for each request's span, in the order of ``events``; before the spans are built.
+
+    Called with the sampled requests of a dispatch, ten times a second while there are any. Agent's main thread.
+
+    Returns:
+        One mapping per event, or None for an event (or altogether) where there is nothing to add. Values are
+        text, bool, 64-bit int, float, bytes or lists of these. Where two plugins give the same key, the one that
+        was called later wins.
+    """
 
 
 @hookspec
 def axonize_spans(spans: Sequence[ReadableSpan]) -> None:
-    """Finished spans, ready for export."""
+    """Take finished spans, ready for export; several times per dispatch, grouped by kind.
+
+    Agent's main thread. Spans are shared by all plugins and must not be changed.
+    """
 
 
 @hookspec(firstresult=True)
 def axonize_gpu_provider(context: AgentContext) -> Any:
-    """Return a GPU provider (``axonize_core.gpu.identity.Provider``), or None to leave it to the next plugin."""
+    """Return a GPU provider, or None to leave it to the next plugin; once, before ``axonize_configure``.
+
+    The first that is not None is used (``axonize_core.gpu.identity.Provider``). Agent's main thread; the provider is
+    read on the sampler thread.
+    """
 
 
 @hookspec
 def axonize_shutdown(timeout_s: float) -> None:
-    """Fires once when the agent ends: hand over what is left, within ``timeout_s``."""
+    """End: fires once when the agent ends; hand over what is left within ``timeout_s`` seconds.
+
+    Agent's main thread, after the last events.
+    """
 
 
 @hookspec
 def axonize_register_commands(cli: click.Group) -> None:
-    """Add commands to ``axonize``; fires in the command line's process only."""
+    """Add commands to ``axonize``; once per command line, which is a process of its own.
+
+    A name that Axonize itself uses cannot be taken.
+    """

@@ -21,7 +21,7 @@ from axonize_core.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["SETTINGS", "Setting", "Settings", "get_settings", "settings_markdown"]
+__all__ = ["SETTINGS", "Setting", "Settings", "get_settings", "settings_markdown", "wanted_plugins"]
 
 
 class Setting(NamedTuple):
@@ -86,9 +86,15 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "AXONIZE_LOAD_PLUGINS",
-        "",
+        "all",
         "names",
-        "comma-separated entry points to load instead of all; empty value with the variable set loads none",
+        "plugins to load: `all`, `none`, or entry points, comma-separated; `axonize plugins` shows what became of them",
+    ),
+    Setting(
+        "AXONIZE_PLUGIN_*",
+        "",
+        "",
+        "read by installed plugins, each says which; processes that differ in them do not share an agent",
     ),
     Setting("AXONIZE_GPU_PROVIDER", "auto", "", "`auto` (NVML when there is one), `nvml`, `simulated` or `none`"),
     Setting("AXONIZE_GPU_INTERVAL_MS", "1000", "ms", "time between two GPU samples, 100 or more"),
@@ -107,6 +113,7 @@ SETTINGS: tuple[Setting, ...] = (
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
 _QUIET_ENVIRONMENTS = {"test", "development"}
+_PLUGIN_PREFIX = "AXONIZE_PLUGIN_"
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,7 @@ class Settings:
     export_queue_capacity: int = 50_000
     load_plugins: tuple[str, ...] | None = None
     gpu_provider: str = "auto"
+    plugin_settings: Mapping[str, str] = field(default_factory=dict)
     gpu_interval_ms: int = 1000
     service_name: str = ""
     resource: Mapping[str, str] = field(default_factory=dict)
@@ -147,7 +155,8 @@ class Settings:
             runtime_dir=_runtime_dir(env),
             queue_capacity=_integer(env, "AXONIZE_QUEUE_CAPACITY", 65_536, 1),
             export_queue_capacity=_integer(env, "AXONIZE_EXPORT_QUEUE_CAPACITY", 50_000, 1),
-            load_plugins=_load_plugins(env),
+            load_plugins=wanted_plugins(env),
+            plugin_settings={name: value for name, value in env.items() if name.startswith(_PLUGIN_PREFIX)},
             gpu_provider=_choice(env, "AXONIZE_GPU_PROVIDER", ("auto", "nvml", "simulated", "none")),
             gpu_interval_ms=_integer(env, "AXONIZE_GPU_INTERVAL_MS", 1000, 100),
             service_name=env.get("OTEL_SERVICE_NAME", "") or resource.get("service.name", ""),
@@ -234,7 +243,7 @@ def _fingerprint(env: Mapping[str, str]) -> str:
     shared = {
         name: value
         for name, value in env.items()
-        if name.startswith(("OTEL_EXPORTER_OTLP_", "AXONIZE_GPU_"))
+        if name.startswith(("OTEL_EXPORTER_OTLP_", "AXONIZE_GPU_", _PLUGIN_PREFIX))
         or name in ("AXONIZE_LOAD_PLUGINS", "AXONIZE_EXPORT_QUEUE_CAPACITY")
     }
     text = repr((__version__, sys.prefix, sorted(shared.items())))

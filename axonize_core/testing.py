@@ -109,15 +109,21 @@ class _Simulated:
 
 
 @contextmanager
-def capture_events() -> Iterator[CapturedEvents]:
+def capture_events(*more: object) -> Iterator[CapturedEvents]:
     """Send what this process records to a plugin that keeps it, through an inline agent; flushed on exit.
 
     Spans are annotated with the simulated device. Afterwards the recorder does what it did before.
+
+    Args:
+        more: plugins under test; they take part as installed ones do, and what they do wrong is raised at the end.
+
+    Raises:
+        AssertionError: one of these failed or was refused.
     """
     import axonize_core.spans  # noqa: PLC0415 - the plugin module itself is what gets registered
 
     captured, plugins, recorder = CapturedEvents(), Plugins(), get_recorder()
-    for plugin in (axonize_core.spans, captured, _Simulated()):
+    for plugin in (axonize_core.spans, captured, _Simulated(), *more):
         plugins.register(plugin)
     settings = Settings.from_env()
     pipeline = Pipeline(settings, plugins, CountingIds())
@@ -131,3 +137,5 @@ def capture_events() -> Iterator[CapturedEvents]:
         yield captured
     finally:
         recorder.redirect(before, timeout_s=5.0)
+    if plugins.failures or plugins.disabled:
+        raise AssertionError("; ".join(f"{r.name} {r.reason}" for r in plugins.records.values() if r.reason))

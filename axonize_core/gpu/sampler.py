@@ -59,11 +59,17 @@ class Sampler:
         if self._thread is not None:
             self._thread.join(2.0)
         if self.provider is not None:
-            self.provider.close()
+            try:
+                self.provider.close()
+            except Exception as e:  # noqa: BLE001 - a provider may be somebody else's
+                self._failed("close", e)
 
     def _run(self, publish: Callable[[Sequence[GpuSample]], Any]) -> None:
         while not self._stop.is_set():
-            publish(self.sample_once())
+            try:
+                publish(self.sample_once())
+            except Exception as e:  # noqa: BLE001 - same; the next round may work
+                self._failed("resources", e)
             self._stop.wait(self._interval_s)
 
     def sample_once(self) -> list[GpuSample]:
@@ -73,9 +79,7 @@ class Sampler:
             try:
                 samples.append(self.provider.sample(resource))  # type: ignore[union-attr] # there is one inside the loop
             except Exception as e:  # noqa: BLE001 - one lost device must not stop the others
-                if not self.failures[resource.id]:
-                    logger.error("cannot read %s: %r", resource.id, e)  # noqa: TRY400 - once, without a traceback
-                self.failures[resource.id] += 1
+                self._failed(resource.id, e)
         for sample in samples:
             self._keep(sample)
         return samples
@@ -92,10 +96,22 @@ class Sampler:
         """Return the attributes that name a source's device, and the compute resource."""
         known = self._resolved.get(id(source))
         if known is None or known[0] is not source:
-            resource = self.provider.resolve(source) if self.provider else None
+            resource = self._resolve(source)
             known = (source, self._identity(resource), resource)
             self._resolved[id(source)] = known
         return known[1], known[2]
+
+    def _resolve(self, source: SourceInfo) -> ComputeResource | None:
+        try:
+            return self.provider.resolve(source) if self.provider else None
+        except Exception as e:  # noqa: BLE001 - without an answer the device is unknown, and spans go on
+            self._failed("resolve", e)
+            return None
+
+    def _failed(self, what: str, error: Exception) -> None:
+        if not self.failures[what]:
+            logger.error("GPU provider failed: %s: %r", what, error)
+        self.failures[what] += 1
 
     def _identity(self, resource: ComputeResource | None) -> dict[str, Any]:
         if resource is None or self.provider is None:

@@ -1,9 +1,19 @@
 from __future__ import annotations
 
+import sys
+import textwrap
+import threading
+import time
+
 import pytest
 
 from axonize_core import hookimpl
-from axonize_core.plugins import FAILURES_BEFORE_DISABLED, Plugins, load_plugins
+from axonize_core import spans as spans_plugin
+from axonize_core.frames import Hello, Kind, Record, Records
+from axonize_core.pipeline import Pipeline
+from axonize_core.plugins import FAILURES_BEFORE_DISABLED, SLOW_CALL_NS, Plugins, load_plugins
+from axonize_core.settings import Settings
+from axonize_core.testing import CapturedEvents
 
 
 class Keeper:
@@ -23,25 +33,148 @@ class Keeper:
         return {"seen": len(self.seen)}
 
 
-class Broken:
+class Raises:
+    """Fails in requests with whatever it is given."""
+
+    def __init__(self, error):
+        self.error = error
+
     @hookimpl
     def axonize_requests(self, events):
-        raise ValueError("broken")
+        raise self.error
 
 
-def test_one_plugins_failure_does_not_reach_the_others(caplog):
+class UnprintableError(Exception):
+    def __repr__(self):
+        raise ValueError("no text")
+
+    __str__ = __repr__
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Installs third-party packages: ``install(name, source)`` makes a real distribution with an entry point."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    modules = []
+
+    def make(name, source, module=None, version="1.2"):
+        module = module or f"third_party_{name}"
+        (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
+        info = tmp_path / f"dist_{module}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: dist-{name}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[axonize]\n{name} = {module}\n")
+        modules.append(module)
+
+    yield make
+    for module in modules:
+        sys.modules.pop(module, None)
+
+
+GOOD = """
+    from axonize_core import hookimpl
+    seen = []
+
+    @hookimpl
+    def axonize_requests(events):
+        seen.extend(events)
+"""
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("broken"), SystemExit(3), UnprintableError(), RecursionError()], ids=lambda e: type(e).__name__
+)
+def test_one_plugins_failure_does_not_reach_the_others(caplog, error):
     """A failing plugin is counted, logged once, disabled after repeated failures; others get every event."""
     plugins, first, last = Plugins(), Keeper(), Keeper()
     plugins.register(first, "first")
-    plugins.register(Broken(), "broken")
+    plugins.register(Raises(error), "broken")
     plugins.register(last, "last")
     for i in range(FAILURES_BEFORE_DISABLED + 2):
         plugins.call("axonize_requests", events=[i])
     assert first.seen == last.seen == list(range(FAILURES_BEFORE_DISABLED + 2))
-    assert plugins.failures["broken"] == FAILURES_BEFORE_DISABLED
-    assert "broken" in plugins.disabled
-    assert sum("failed in" in r.message for r in caplog.records) == 1
+    assert plugins.failures == {"broken": FAILURES_BEFORE_DISABLED}
+    assert type(error).__name__ in plugins.disabled["broken"]
+    assert "failed in axonize_requests" in plugins.disabled["broken"]
+    assert sum("failed in axonize_requests: " in r.message and r.exc_info is not None for r in caplog.records) == 1
+    assert plugins.names() == ["first", "last"]
     assert plugins.facts()["facts"]["first"] == {"seen": 5}
+
+
+def test_ctrl_c_stays_the_users():
+    """Only KeyboardInterrupt passes: it is what a person typed."""
+    plugins = Plugins()
+    plugins.register(Raises(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        plugins.call("axonize_requests", events=[1])
+
+
+def test_failures_count_per_hook():
+    """A plugin that fails in one hook is disabled even if another of its hooks works each time."""
+
+    class Half(Raises):
+        @hookimpl
+        def axonize_batches(self, events):
+            return None
+
+    plugins = Plugins()
+    plugins.register(Half(ValueError()), "half")
+    for _ in range(FAILURES_BEFORE_DISABLED):
+        plugins.call("axonize_batches", events=[1])
+        plugins.call("axonize_requests", events=[1])
+    assert "half" in plugins.disabled
+
+
+def test_a_passing_failure_does_not_disable():
+    """Failures that are not in a row are counted, and the plugin goes on."""
+
+    class Sometimes:
+        calls = 0
+
+        @hookimpl
+        def axonize_requests(self, events):
+            self.calls += 1
+            if self.calls % FAILURES_BEFORE_DISABLED:
+                raise ValueError("sometimes")
+
+    plugins = Plugins()
+    plugins.register(Sometimes(), "sometimes")
+    for _ in range(9):
+        plugins.call("axonize_requests", events=[1])
+    assert plugins.disabled == {}
+    assert plugins.failures["sometimes"] == 6
+
+
+def test_what_cannot_be_configured_is_disabled_at_once():
+    """Without its configuration a plugin cannot work: it is not given any event."""
+
+    class Unconfigurable(Keeper):
+        @hookimpl
+        def axonize_configure(self, context):
+            raise OSError("no such directory")
+
+    plugins, keeper = Plugins(), Unconfigurable()
+    plugins.register(keeper, "sink")
+    plugins.configure(object())
+    plugins.call("axonize_requests", events=[1])
+    assert "no such directory" in plugins.disabled["sink"]
+    assert keeper.seen == []
+
+
+def test_no_plugin_can_change_what_the_next_one_sees():
+    """A plugin that empties or sorts its events gets an error; the others get what came."""
+
+    class Greedy:
+        @hookimpl(tryfirst=True)
+        def axonize_requests(self, events):
+            events.clear()
+
+    plugins, keeper = Plugins(), Keeper()
+    plugins.register(keeper)
+    plugins.register(Greedy(), "greedy")
+    plugins.call("axonize_requests", events=[1, 2])
+    assert keeper.seen == [1, 2]
+    assert plugins.failures["greedy"] == 1
 
 
 def test_a_plugin_registered_late_is_configured_at_once():
@@ -54,52 +187,306 @@ def test_a_plugin_registered_late_is_configured_at_once():
     assert early.configured is late.configured is context
 
 
+class Provider:
+    provenance = "measured"
+
+    def resources(self):
+        return []
+
+    def sample(self, resource):
+        raise NotImplementedError
+
+    def resolve(self, source):
+        return None
+
+    def close(self):
+        pass
+
+
 def test_first_result_ends_the_call():
-    """Of several providers the first that answers is taken."""
+    """Of several providers the first that answers with one is taken; what is no provider is a failure."""
+    a, b = Provider(), Provider()
 
     class A:
         @hookimpl
         def axonize_gpu_provider(self, context):
-            return "a"
+            return a
 
     class B:
         @hookimpl(trylast=True)
         def axonize_gpu_provider(self, context):
-            return "b"
+            return b
+
+    class Odd:
+        @hookimpl(tryfirst=True)
+        def axonize_gpu_provider(self, context):
+            return "cuda"
 
     plugins = Plugins()
-    plugins.register(B())
-    plugins.register(A())
-    assert plugins.call("axonize_gpu_provider", firstresult=True, context=None) == ["a"]
-    assert plugins.call("axonize_gpu_provider", context=None) == ["a", "b"]
+    for plugin, name in ((B(), "b"), (A(), "a"), (Odd(), "odd")):
+        plugins.register(plugin, name)
+    assert plugins.call("axonize_gpu_provider", firstresult=True, context=None) == [a]
+    assert plugins.call("axonize_gpu_provider", context=None) == [a, b]
+    assert plugins.failures == {"odd": 2}
 
 
-def test_load_plugins_takes_only_what_was_asked_for():
-    """AXONIZE_LOAD_PLUGINS names what is loaded; built-ins are there in any case."""
-    assert "server" in load_plugins(defaults=(), groups=("axonize.server",)).names()
-    assert load_plugins((), defaults=(), groups=("axonize.server",)).names() == []
-    assert load_plugins(()).names() == ["axonize_core.export.otlp", "axonize_core.gpu.providers", "axonize_core.spans"]
+def test_a_provider_that_fails_leaves_spans_without_a_device():
+    """A third party's GPU provider that raises is counted; requests still become spans."""
 
+    class Failing(Provider):
+        def resources(self):
+            raise OSError("driver gone")
 
-def test_a_plugin_that_cannot_be_imported_is_named(monkeypatch):
-    """Somebody else's broken package does not stop ours, and doctor can say which it was."""
-    from importlib import metadata
+        def resolve(self, source):
+            raise OSError("driver gone")
 
-    entry = metadata.EntryPoint("bad", "no_such_module_at_all", "axonize")
-    monkeypatch.setattr(metadata, "entry_points", lambda group: [entry])
-    plugins = load_plugins(defaults=())
-    assert "cannot be loaded" in plugins.disabled["bad"]
+        def close(self):
+            raise OSError("driver gone")
 
-
-def test_a_misspelt_hook_fails_at_start():
-    """A hook that does not exist is an error at once, not silence for ever."""
-    import pluggy
-
-    class Misspelt:
+    class Provides:
         @hookimpl
-        def axonize_reqests(self, events): ...
+        def axonize_gpu_provider(self, context):
+            return Failing()
+
+    captured = CapturedEvents()
+    pipeline = _serve_one(Provides(), captured)
+    facts = pipeline.facts()
+    pipeline.close(1)
+    assert [span.attributes["gpu.provenance"] for span in captured.spans] == ["unavailable"]
+    assert {"resolve", "resources"} <= set(facts["gpu_failures"])
+    assert facts["disabled"] == {}
+
+
+def _serve_one(*plugins):
+    """Return a pipeline with the built-in spans and these plugins that has seen one request."""
+    manager = Plugins()
+    for plugin in (spans_plugin, *plugins):
+        manager.register(plugin)
+    pipeline = Pipeline(Settings(), manager)
+    timeline = pipeline.connect(Hello(1, "v", 42, "inst", {}, "f"))
+    source = [(1, ("transformers", "svc", "tiny", "hf", ("cpu", 0, None), None))]
+    request = Record(Kind.REQUEST, 7, [1, 0, "r", None, "chat", 3, None], 10)
+    end = Record(Kind.REQUEST_END, 7, ["stop", 3, 4, None, None], 20)
+    pipeline.feed(timeline, Records(0, 0, 0, 0, [request, end], source))
+    pipeline.dispatch()
+    return pipeline
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        ([], "returned 0 results for 1 events"),
+        ([{}, {}], "returned 2 results for 1 events"),
+        ("x", "not str"),
+        (7, "not int"),
+        ([["tenant", "acme"]], "a mapping or None per event, not list"),
+        ([{1: "x"}], "1 is no attribute name"),
+        ([{"k": object}], "is no attribute value"),
+        ([{"k": None}], "None of 'k' is no attribute value"),
+        ([{"k": 2**63}], "64-bit int"),
+        ([{"k": [1, {}]}], "is no attribute value"),
+    ],
+)
+def test_span_attributes_of_the_wrong_shape_are_left_out(returned, says):
+    """What a plugin returns is checked before it is used: the span exists, without it, and the failure has a reason."""
+
+    class Odd:
+        @hookimpl
+        def axonize_span_attributes(self, events):
+            return returned
+
+    class Good:
+        @hookimpl
+        def axonize_span_attributes(self, events):
+            return [{"tenant": "acme", "tags": ["a", "b"]} for _ in events]
+
+    captured, odd = CapturedEvents(), Odd()
+    pipeline = _serve_one(Good(), odd, captured)
+    facts = pipeline.facts()
+    pipeline.close(1)
+    (span,) = captured.spans
+    assert span.attributes["tenant"] == "acme"
+    assert "k" not in span.attributes
+    (record,) = (r for r in facts["plugin_records"] if r["failures"])
+    assert record["name"].endswith("Odd")
+    assert says in record["reason"]
+
+
+def test_a_plugins_own_time_is_measured():
+    """Time is booked on the plugin that spent it, not on the one that called its hook; slow calls are counted."""
+    plugins = Plugins()
+
+    class Inner:
+        @hookimpl
+        def axonize_spans(self, spans):
+            time.sleep(SLOW_CALL_NS / 1e9)
+
+    class Outer:
+        @hookimpl
+        def axonize_requests(self, events):
+            plugins.call("axonize_spans", spans=events)
+
+    plugins.register(Inner(), "inner")
+    plugins.register(Outer(), "outer")
+    plugins.call("axonize_requests", events=[1])
+    facts = {record["name"]: record for record in plugins.facts()["plugin_records"]}
+    assert facts["inner"]["slowest_ms"] >= 100
+    assert facts["inner"]["slow_calls"] == facts["inner"]["calls"] == facts["outer"]["calls"] == 1
+    assert 0 < facts["outer"]["busy_ms"] < 50
+    assert facts["outer"]["hooks"] == ["axonize_requests"]
+
+
+def test_failures_in_two_threads_are_all_counted():
+    """Samples come from another thread than events; no failure is lost between them."""
+
+    class Broken:
+        @hookimpl
+        def axonize_requests(self, events):
+            if events:
+                raise ValueError("broken")
+
+        @hookimpl
+        def axonize_gpu_samples(self, samples):
+            if samples:
+                raise ValueError("broken")
 
     plugins = Plugins()
-    plugins.register(Misspelt())
-    with pytest.raises(pluggy.PluginValidationError):
-        plugins.manager.check_pending()
+    plugins.register(Broken(), "broken")
+
+    def fail(hook, name):
+        for _ in range(200):
+            plugins.call(hook, **{name: [1]})
+            plugins.call(hook, **{name: []})  # never two failures in a row
+
+    other = threading.Thread(target=fail, args=("axonize_gpu_samples", "samples"))
+    other.start()
+    fail("axonize_requests", "events")
+    other.join()
+    assert plugins.failures["broken"] == 400
+
+
+def test_facts_that_cannot_be_sent_are_a_failure():
+    """What a plugin says of itself goes over a socket: what cannot, or raises, is counted and left out."""
+
+    class Odd(Keeper):
+        def facts(self):
+            return {"thread": threading.current_thread()}
+
+    class Rude(Keeper):
+        def facts(self):
+            raise SystemExit
+
+    plugins = Plugins()
+    plugins.register(Odd(), "odd")
+    plugins.register(Rude(), "rude")
+    plugins.register(Keeper(), "fine")
+    assert plugins.facts()["facts"] == {"fine": {"seen": 0}}
+    assert plugins.failures == {"odd": 1, "rude": 1}
+
+
+def test_objects_get_names_one_can_read():
+    """Two unnamed objects of a class are told apart."""
+    plugins = Plugins()
+    plugins.register(Keeper())
+    plugins.register(Keeper())
+    first, second = plugins.names()
+    assert first.endswith("test_plugins.Keeper")
+    assert second == f"{first}#2"
+
+
+# What is installed.
+
+
+def test_load_plugins_takes_only_what_was_asked_for(install):
+    """AXONIZE_LOAD_PLUGINS names what is loaded; built-ins are there in any case, and what is left out is listed."""
+    install("good", GOOD)
+    install("other", GOOD)
+    ours = ["axonize_core.export.otlp", "axonize_core.gpu.providers", "axonize_core.spans"]
+    assert load_plugins().names() == sorted([*ours, "good", "other"])
+    assert load_plugins(()).names() == ours
+    some = load_plugins(("good",))
+    assert some.names() == sorted([*ours, "good"])
+    assert some.records["other"].state == "not asked for"
+    assert some.records["good"].origin == ("dist-good", "1.2")
+    assert some.disabled == {}
+    assert load_plugins((), defaults=(), groups=("axonize.server",)).names() == ["server"]
+
+
+def test_a_name_that_is_not_installed_is_reported(install):
+    """A misspelt name in AXONIZE_LOAD_PLUGINS would otherwise load nothing, in silence."""
+    install("good", GOOD)
+    plugins = load_plugins(("god", "axonize_core.spans"), defaults=())
+    assert plugins.names() == []
+    assert plugins.disabled == {"god": "is named in AXONIZE_LOAD_PLUGINS but not installed (installed: good)"}
+
+
+BAD = {
+    "missing": ("import no_such_module_at_all", "cannot be loaded: ModuleNotFoundError"),
+    "exits": ("import sys; sys.exit(1)", "cannot be loaded: SystemExit(1)"),
+    "syntax": ("def", "cannot be loaded: SyntaxError"),
+    "misspelt": (
+        "from axonize_core import hookimpl\n@hookimpl\ndef axonize_reqests(events): ...",
+        "implements 'axonize_reqests', which is no hook; did you mean 'axonize_requests'?",
+    ),
+    "foreign": (
+        "from axonize_core import hookimpl\n@hookimpl\ndef xyz(events): ...",
+        "implements 'xyz', which is no hook (hooks are axonize_batches, axonize_configure, ",
+    ),
+    "argument": (
+        "from axonize_core import hookimpl\n@hookimpl\ndef axonize_requests(evnts): ...",
+        "Argument(s) {'evnts'} are declared in the hookimpl but can not be found",
+    ),
+    "wrapper": (
+        "from axonize_core import hookimpl\n@hookimpl(wrapper=True)\ndef axonize_requests(events):\n    return (yield)",
+        "hooks are plain functions",
+    ),
+    "coroutine": (
+        "from axonize_core import hookimpl\n@hookimpl\nasync def axonize_requests(events): ...",
+        "hooks are plain functions",
+    ),
+}
+
+
+def test_every_way_to_be_unusable_disables_that_plugin_only(install):
+    """Import errors, sys.exit, hooks and arguments that do not exist: each has its reason, and the good one works."""
+    for name, (source, _) in BAD.items():
+        install(name, source)
+    install("good", GOOD)
+    plugins = load_plugins(defaults=())
+    plugins.call("axonize_requests", events=[1])
+    assert plugins.names() == ["good"]
+    assert sys.modules["third_party_good"].seen == [1]
+    assert set(plugins.disabled) == set(BAD)
+    for name, (_, says) in BAD.items():
+        assert says in plugins.disabled[name], name
+    assert plugins.failures == {}
+
+
+def test_an_optional_hook_may_be_unknown(install):
+    """Who marks a hook optional says that they know of versions without it."""
+    install("new", "from axonize_core import hookimpl\n@hookimpl(optionalhook=True)\ndef axonize_later(x): ...")
+    assert load_plugins(defaults=()).names() == ["new"]
+
+
+def test_two_distributions_with_one_name_both_work(install):
+    """The second is told apart by its distribution, and neither is lost."""
+    install("good", GOOD, module="third_party_one")
+    install("good", GOOD, module="third_party_two", version="2.0")
+    names = load_plugins(defaults=()).names()
+    assert len(names) in (1, 2)  # the same distribution twice on the path counts once
+    plugins = Plugins()
+    plugins.load("good", Keeper)
+    from axonize_core.plugin_record import Origin
+
+    plugins.load("good", Keeper, Origin("elsewhere", "1"))
+    assert plugins.names() == ["good", "good@elsewhere"]
+
+
+def test_one_object_under_two_names_is_refused_once():
+    """The same object would hear everything twice."""
+    plugins, keeper = Plugins(), Keeper()
+    plugins.register(keeper, "one")
+    plugins.register(keeper, "two")
+    plugins.call("axonize_requests", events=[1])
+    assert keeper.seen == [1]
+    assert "cannot be registered" in plugins.disabled["two"]
