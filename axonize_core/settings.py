@@ -112,8 +112,8 @@ SETTINGS: tuple[Setting, ...] = (
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
-_QUIET_ENVIRONMENTS = {"test", "development"}
 _PLUGIN_PREFIX = "AXONIZE_PLUGIN_"
+_QUIET_ENVIRONMENTS = {"test", "development"}
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ class Settings:
     queue_capacity: int = 65_536
     export_queue_capacity: int = 50_000
     load_plugins: tuple[str, ...] | None = None
-    gpu_provider: str = "auto"
     plugin_settings: Mapping[str, str] = field(default_factory=dict)
+    gpu_provider: str = "auto"
     gpu_interval_ms: int = 1000
     service_name: str = ""
     resource: Mapping[str, str] = field(default_factory=dict)
@@ -227,10 +227,12 @@ def _runtime_dir(env: Mapping[str, str]) -> Path:
     return Path(f"/tmp/axonize-{os.getuid()}")  # noqa: S108 - made 0700, owner checked before use
 
 
-def _load_plugins(env: Mapping[str, str]) -> tuple[str, ...] | None:
-    if "AXONIZE_LOAD_PLUGINS" not in env:
-        return None
-    return tuple(name for part in env["AXONIZE_LOAD_PLUGINS"].split(",") if (name := part.strip()))
+def wanted_plugins(env: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Return the entry points that AXONIZE_LOAD_PLUGINS names; None for all, empty for none."""
+    value = env.get("AXONIZE_LOAD_PLUGINS", "all").strip()
+    if value.lower() in ("all", "none"):
+        return None if value.lower() == "all" else ()
+    return tuple(name for part in value.split(",") if (name := part.strip()))
 
 
 def _resource(env: Mapping[str, str]) -> dict[str, str]:
