@@ -57,7 +57,8 @@ class Forward:
 @guarded("hf.forward.begin")
 def _begin(model: Any, source: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward | None:
     started_ns = get_recorder().clock()
-    lengths = input_lengths({**({"input_ids": args[0]} if args else {}), **kwargs})
+    first = {getattr(model, "main_input_name", "input_ids"): args[0]} if args else {}
+    lengths = input_lengths({**first, **kwargs})
     contexts = current_contexts()
     operation = model_operation(type(model).__name__)
     seqs = tuple(

@@ -71,17 +71,22 @@ def worker_rows(inputs: Any, *, batched: bool) -> Iterator[tuple[int | None, boo
         yield tokens, bool(last if isinstance(last, bool) else last[row])
 
 
-def count_outputs(model: Any, outputs: Any, batch: Batch | None) -> tuple[int, str] | None:
+def count_outputs(model: Any, outputs: Any, batch: Batch | None) -> tuple[int, str | None] | None:
     """Count what was generated for one item, on the copy in host memory that the pipeline made anyway.
 
-    None for what does not generate, or generates no tokens (audio).
+    Returns tokens and finish reason; None for what does not generate, or generates no tokens (audio).
     """
     if batch is None or batch.rules is None:
         return None
     prefix = _dropped(model, batch.prefix)
     parts = [_rows(chunk, prefix) for chunk in (outputs if isinstance(outputs, list) else [outputs])]
     rows = [row for part in parts for row in part or ()]
-    return count_rows(rows, batch.rules) if rows and None not in parts else None
+    if not rows or None in parts:
+        return None
+    tokens, reason = count_rows(rows, batch.rules)
+    # A row beyond the limit was put together out of several windows: each ended on its own.
+    windows = batch.rules.limit is not None and any(len(row) > batch.rules.limit for row in rows)
+    return tokens, None if windows else reason
 
 
 def _dropped(model: Any, prefix: int) -> Callable[[list[int]], int]:

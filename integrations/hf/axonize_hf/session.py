@@ -179,12 +179,12 @@ class Session:
             self._unfinished = None if is_last else item
 
     @guarded("hf.pipeline.count")
-    def _counted(self, item: Item | None, outputs: Any) -> tuple[int, str] | None:
+    def _counted(self, item: Item | None, outputs: Any) -> tuple[int, str | None] | None:
         return count_outputs(self.pipe.model, outputs, None if item is None else item.batch)
 
     @guarded("hf.pipeline.close")
     def _close(
-        self, item: Item | None, counted: tuple[int, str] | None = None, error: BaseException | None = None
+        self, item: Item | None, counted: tuple[int, str | None] | None = None, error: BaseException | None = None
     ) -> None:
         if item is not None:
             close_request(item.seq, item.input_tokens, counted or (None, None), error)
