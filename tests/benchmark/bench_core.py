@@ -12,6 +12,7 @@ from bench_table import Row
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
 from axonize_core import hookimpl
 from axonize_core import spans as spans_plugin
@@ -23,6 +24,7 @@ from axonize_core.plugins import Plugins
 from axonize_core.recorder import Recorder
 from axonize_core.settings import Settings
 from axonize_core.shipper import Shipper
+from axonize_core.timeline import Timeline
 
 CALLS = 5_000
 ROUNDS = 60
@@ -57,7 +59,15 @@ class Forget(SpanExporter):
 
 def run() -> list[Row]:
     """Return the rows of the core."""
-    return [*emit_rows(), memory_row(), *step_rows(64, many=True), *step_rows(64), *step_rows(4), agent_row()]
+    return [
+        *emit_rows(),
+        memory_row(),
+        *step_rows(64, many=True),
+        *step_rows(64),
+        *step_rows(4),
+        agent_row(),
+        *dispatch_rows(),
+    ]
 
 
 def emit_rows() -> list[Row]:
@@ -309,6 +319,77 @@ class Simulated:
     @hookimpl
     def axonize_gpu_provider(self, context):
         return SimulatedProvider()
+
+
+class NoOp:
+    """A plugin that hears of every event and does nothing."""
+
+    @hookimpl
+    def axonize_requests(self, events):
+        pass
+
+    @hookimpl
+    def axonize_prefills(self, events):
+        pass
+
+    @hookimpl
+    def axonize_decodes(self, events):
+        pass
+
+    @hookimpl
+    def axonize_batches(self, events):
+        pass
+
+
+EVENT_HOOKS = ("axonize_prefills", "axonize_decodes", "axonize_batches", "axonize_requests")
+
+
+def dispatch_rows() -> list[Row]:
+    """Return what one no-op plugin costs per event, grouped as the agent dispatches, against a hook call per event."""
+    return [_dispatch_row(1), _dispatch_row(64)]
+
+
+def _dispatch_row(requests: int, tokens: int = 16, rounds: int = 200) -> Row:
+    """Take one tick's events of so many requests, each of so many tokens, in batches of 2: minima of rounds."""
+    plugins = Plugins()
+    plugins.register(NoOp())
+    groups = _groups(requests, tokens)
+    events = sum(len(group) for _, group in groups)
+    manager_hook, best = plugins.manager.hook, [float("inf"), float("inf")]
+    for _ in range(rounds):
+        t0 = time.perf_counter_ns()
+        for hook, group in groups:
+            plugins.call(hook, events=group)
+        t1 = time.perf_counter_ns()
+        for hook, group in groups:
+            call = getattr(manager_hook, hook)
+            for event in group:
+                call(events=[event])
+        t2 = time.perf_counter_ns()
+        best = [min(best[0], t1 - t0), min(best[1], t2 - t1)]
+    ours, bare = (ns / events / 1e3 for ns in best)
+    return Row(
+        name=f"hook dispatch, no-op plugin, {events} events a tick",
+        ours=f"{ours:.3f} us/event",
+        peer=f"{bare:.2f} us",
+        peer_name="bare pluggy call per event",
+        ratio=f"1/{bare / ours:.0f}",
+        target="<= 0.3 us",
+        met=ours <= 0.3,
+    )
+
+
+def _groups(requests, tokens):
+    """Return (hook, events) as one dispatch of the agent calls them."""
+    timeline = Timeline(Hello(1, "v", 1, "inst", {}, "f"), RandomIdGenerator())
+    groups = {hook: [] for hook in EVENT_HOOKS}
+    for frame in _frames(max(2, requests), tokens):
+        events = timeline.feed(frame)
+        for hook in EVENT_HOOKS:
+            groups[hook] += getattr(events, hook.removeprefix("axonize_"))
+    if requests == 1:
+        groups = {hook: found if hook == "axonize_batches" else found[:1] for hook, found in groups.items()}
+    return list(groups.items())
 
 
 def agent_row(rounds: int = 40) -> Row:
