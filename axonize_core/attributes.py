@@ -40,7 +40,12 @@ ENGINE = "ai.engine"
 REQUEST_ID = "ai.request.id"
 REQUEST_SEQ = "ai.request.seq"
 INCOMPLETE = "ai.incomplete"
+ADAPTERS = "ai.adapters"
+DRAFTED_TOKENS = "ai.speculative.drafted_tokens"
+ACCEPTED_TOKENS = "ai.speculative.accepted_tokens"
 STEPS = "ai.steps"
+DEVICE_TIME_MS = "ai.device_time_ms"
+DEVICE_TIME_SOURCE = "ai.device_time.provenance"
 ITL_P50_MS = "ai.itl.p50_ms"
 ITL_P99_MS = "ai.itl.p99_ms"
 ITL_MAX_MS = "ai.itl.max_ms"
@@ -79,7 +84,14 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(REQUEST_ID, "string", "", "request", "the caller's id; clients reuse them, so never a key"),
     Attribute(REQUEST_SEQ, "int", "", "request, queue, prefill, decode", "unique within service.instance.id"),
     Attribute(INCOMPLETE, "bool", "", "all", "records were lost; durations may be too short"),
+    Attribute(ADAPTERS, "string[]", "", "request", "the adapters (LoRA …) that answered"),
+    Attribute(DRAFTED_TOKENS, "int", "{token}", "request", "tokens an assistant proposed in speculative decoding"),
+    Attribute(ACCEPTED_TOKENS, "int", "{token}", "request", "output tokens that were such proposals"),
     Attribute(STEPS, "int", "{step}", "prefill, decode", "engine steps of the phase"),
+    Attribute(
+        DEVICE_TIME_MS, "double", "ms", "prefill, decode, batch", "by the device's own clock, idle gaps included"
+    ),
+    Attribute(DEVICE_TIME_SOURCE, "string", "", "prefill, decode, batch", "where that time is from: cuda_events"),
     Attribute(ITL_P50_MS, "double", "ms", "decode", "median time between tokens"),
     Attribute(ITL_P99_MS, "double", "ms", "decode", "99th percentile of time between tokens"),
     Attribute(ITL_MAX_MS, "double", "ms", "decode", "longest time between tokens"),

@@ -1,7 +1,8 @@
 """What hooks receive: finished facts about requests, their phases, engine steps and devices.
 
 All times are epoch nanoseconds of the engine's host; all durations are differences of its monotonic clock.
-An unknown value is None, never 0. Trace and span ids are integers as in OpenTelemetry.
+An unknown value is None, never 0. Trace and span ids are integers as in OpenTelemetry. ``device_ns`` is what the
+device took by its own clock, where that was measured.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class PrefillEvent(msgspec.Struct, frozen=True, gc=False):
     tokens: int | None = None
     steps: int | None = None
     incomplete: bool = False
+    device_ns: int | None = None
 
 
 class DecodeEvent(msgspec.Struct, frozen=True, gc=False):
@@ -89,6 +91,7 @@ class DecodeEvent(msgspec.Struct, frozen=True, gc=False):
     itl_p99_ns: int | None = None
     itl_max_ns: int | None = None
     incomplete: bool = False
+    device_ns: int | None = None
 
 
 class BatchEvent(msgspec.Struct, frozen=True, gc=False):
@@ -110,6 +113,7 @@ class BatchEvent(msgspec.Struct, frozen=True, gc=False):
     context_tokens: tuple[int, ...]
     joined: tuple[RequestRef, ...] = ()
     incomplete: bool = False
+    device_ns: int | None = None
 
 
 class GpuSample(msgspec.Struct, frozen=True, gc=False):

@@ -33,8 +33,11 @@ class Step(NamedTuple):
 class Run:
     """A run while it lives and once it ended; all times are the engine's perf_counter.
 
-    ``mode``: ``generate`` (steps are tokens), ``speculative`` (a step may yield several), ``forward`` (no tokens).
-    ``prompt_tokens`` is empty where a row's is unknown; ``new_tokens`` is per row with padding.
+    ``mode``: ``generate`` (steps are tokens), ``speculative`` (a step may yield several), ``forward`` (no tokens),
+    ``continuous`` (every step computes the same for each member: ``prompt_tokens``, or one token where that is 0).
+    ``prompt_tokens`` is empty where a row's is unknown; ``new_tokens`` is per row with padding; ``context_tokens`` is
+    what each member of a continuous run had before it. ``device_ns`` is what the device took for each step, as far as
+    that was measured.
     ``epoch_ns`` is what turns a time into an epoch time.
     """
 
@@ -48,6 +51,10 @@ class Run:
     end_ns: int | None = None
     new_tokens: int | None = None
     incomplete: bool = False
+    context_tokens: tuple[int, ...] = ()
+    device_ns: tuple[int | None, ...] = ()
+    counted_steps: tuple[int, int] | None = None
+    """Steps of prompt and answer where the times are the tokens' own and not those of steps."""
     _gaps: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
     @property
@@ -112,16 +119,35 @@ class Run:
             self._gaps[tokens] = (gaps[len(gaps) // 2], gaps[int(len(gaps) * 0.99)], gaps[-1])
         return self._gaps[tokens]
 
-    def decode_steps(self, output_tokens: int | None) -> int:
+    @property
+    def prefill_steps(self) -> int | None:
+        """Return how many steps computed the prompt, as far as that is known."""
+        return self.prompt_steps if self.counted_steps is None else self.counted_steps[0] or None
+
+    def decode_steps(self, output_tokens: int | None) -> int | None:
         """Return the steps after the prompt in which a row with so many tokens took part."""
+        if self.counted_steps is not None:
+            return self.counted_steps[1] or None
         if self.mode == "generate" and output_tokens:
             return self._position(output_tokens) - 1
         return max(0, len(self.times) - self.prompt_steps)
+
+    def step_device_ns(self, step: int) -> int | None:
+        """Return the device's time for step 0, 1, …; None where it was not measured."""
+        return self.device_ns[step] if step < len(self.device_ns) else None
+
+    def phase_device_ns(self, first: int, steps: int) -> int | None:
+        """Return the device's time for so many steps from ``first`` on; None unless all of them were measured."""
+        found = [n for n in self.device_ns[first : first + steps] if n is not None]
+        return sum(found) if len(found) == steps > 0 else None
 
     def steps(self) -> Iterator[Step]:
         """Yield the steps of an ended run. Chunks of the prompt add up to the prompt."""
         starts = list(self.times) if self.times else [self.start_ns]
         ends = [*starts[1:], self.last_ns]
+        if self.mode == "continuous":
+            yield from self._continuous_steps(starts, ends)
+            return
         rows, chunks = len(self.seqs), self.prompt_steps
         none, one = (0,) * rows, (1,) * rows
         later_decode = () if self.mode == "speculative" else one
@@ -133,3 +159,9 @@ class Run:
             else:
                 context = () if self.mode == "speculative" else tuple(n + k - chunks for n in self.prompt_tokens)
                 yield Step(start_ns, end_ns, none, later_decode, context)
+
+    def _continuous_steps(self, starts: list[int], ends: list[int]) -> Iterator[Step]:
+        prefill = self.prompt_tokens
+        decode = tuple(0 if tokens else 1 for tokens in prefill)
+        for k, (start_ns, end_ns) in enumerate(zip(starts, ends, strict=True)):
+            yield Step(start_ns, end_ns, prefill, decode, tuple(n + k for n in self.context_tokens))

@@ -170,6 +170,9 @@ class Spans:
         attributes[names.PHASE] = phase
         if phase != "batch":
             attributes[names.REQUEST_SEQ] = event.ref.seq  # type: ignore[union-attr] # only batches have none
+        device_ns = getattr(event, "device_ns", None)
+        if device_ns is not None:
+            attributes[names.DEVICE_TIME_MS], attributes[names.DEVICE_TIME_SOURCE] = device_ns / 1e6, "cuda_events"
         if event.incomplete:
             attributes[names.INCOMPLETE] = True
         return ReadableSpan(

@@ -135,12 +135,13 @@ def test_plugins_can_add_attributes(captured):
 
 def test_every_emitted_attribute_is_in_the_table(spans, captured):
     """Each attribute is defined once, with its unit."""
-    spans.axonize_requests(
-        [request(input_tokens=1, output_tokens=2, tpot_ns=1.0, finish_reason="stop", error="E", incomplete=True)]
-    )
-    spans.axonize_prefills([PrefillEvent(SOURCE, REF, 1, 1, 1, 1)])
-    spans.axonize_decodes([DecodeEvent(SOURCE, REF, 1, 1, 1, 1, 1, 1, 1)])
-    spans.axonize_batches([BatchEvent(SOURCE, 5, 9, 8, 1, 1, (7,), (3,), (1,), (0,))])
+    said = ((names.ADAPTERS, ("a",)), (names.DRAFTED_TOKENS, 2), (names.ACCEPTED_TOKENS, 1))
+    full = {"input_tokens": 1, "output_tokens": 2, "tpot_ns": 1.0, "finish_reason": "stop", "error": "E"}
+    spans.axonize_requests([request(**full, incomplete=True, attributes=said)])
+    spans.axonize_prefills([PrefillEvent(SOURCE, REF, 1, 1, 1, 1, device_ns=1)])
+    spans.axonize_decodes([DecodeEvent(SOURCE, REF, 1, 1, 1, 1, 1, 1, 1, device_ns=1)])
+    spans.axonize_batches([BatchEvent(SOURCE, 5, 9, 8, 1, 1, (7,), (3,), (1,), (0,), device_ns=2_500_000)])
+    assert captured.spans[-1].attributes[names.DEVICE_TIME_MS] == 2.5
     emitted = {(name, span.name) for span in captured.spans for name in span.attributes}
     phases = ("request", "queue", "prefill", "decode", "batch")
     table = {

@@ -16,7 +16,7 @@ from axonize_hf.run import (
     guarded,
     open_request,
 )
-from axonize_hf.tokens import StopRules, count_rows, host_rows, row_lengths
+from axonize_hf.tokens import StopRules, count_rows, end_tokens, host_rows, row_lengths
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -194,5 +194,4 @@ def _rules(setting: Callable[[str], Any], prefix: int) -> StopRules:
     limit, total = setting("max_new_tokens"), setting("max_length")
     if limit is None and total is not None:
         limit = total - prefix
-    ends = eos if isinstance(eos, (list, tuple)) else (eos,)
-    return StopRules(frozenset(e for e in ends if isinstance(e, int)), pad if isinstance(pad, int) else None, limit)
+    return StopRules(end_tokens(eos), pad if isinstance(pad, int) else None, limit)

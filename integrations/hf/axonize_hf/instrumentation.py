@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from axonize_core.errors import ConfigurationError, IntegrationUnavailableError
 from axonize_core.recorder import get_recorder
 from axonize_core.settings import get_settings
 from axonize_hf._supported import ENGINE, PROVIDER, SUPPORTED, is_supported
+from axonize_hf.continuous import instrument_manager, managers, uninstrument_manager
 from axonize_hf.model import instrument_model, sources, uninstrument_model
 from axonize_hf.pipelines import instrument_pipeline, uninstrument_pipeline
 from axonize_hf.swap import is_swapped
+from axonize_hf.wrappers import unwrapped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["instrument", "uninstrument"]
 
@@ -28,7 +33,8 @@ def instrument(target: T, *, model_name: str | None = None, service_name: str | 
     transformers; the last two are logged.
 
     Args:
-        target: a pipeline of any task, or a PreTrainedModel.
+        target: a pipeline of any task, a PreTrainedModel, a wrapper around one (PEFT, ``torch.compile``, DataParallel),
+            or a manager for continuous batching.
         model_name: the model's name in every span; by default its config's name or path, else its class name.
         service_name: ``service.name`` of its spans; by default that of the environment.
 
@@ -37,21 +43,38 @@ def instrument(target: T, *, model_name: str | None = None, service_name: str | 
     """
     if _switched_off() or not _version_known():
         return target
-    kind = _kind(target)
-    if is_swapped(target) and model_name is None and service_name is None:
+    how = _how(target)
+    if _is_instrumented(target) and model_name is None and service_name is None:
         return target
-    model = target.model if kind == "pipeline" else target  # type: ignore[attr-defined]  # a Pipeline has one
+    model = _model(target)
     known = sources.get(model) if model_name is None and service_name is None else None
-    source = known if known is not None else _source(model, model_name, service_name)
-    (instrument_pipeline if kind == "pipeline" else instrument_model)(target, source)
+    how(target, _source(model, model_name, service_name) if known is None else known)
     return target
 
 
 def uninstrument(target: T) -> T:
     """Undo ``instrument``, on a pipeline for its model too; calls under way still end their records."""
-    if is_swapped(target):
+    if _is_manager(target):
+        uninstrument_manager(target)
+    elif _is_instrumented(target):
         (uninstrument_pipeline if hasattr(target, "postprocess") else uninstrument_model)(target)
     return target
+
+
+def _is_instrumented(target: Any) -> bool:
+    """Say whether the object itself, or the model inside a wrapper, is recorded."""
+    return target in managers if _is_manager(target) else is_swapped(target) or is_swapped(unwrapped(target))
+
+
+def _is_manager(target: object) -> bool:
+    # Where the class is imported from differs by version; the first ones have none.
+    return any(cls.__name__ == "ContinuousBatchingManager" for cls in type(target).__mro__)
+
+
+def _model(target: Any) -> Any:
+    """Return the model of a pipeline, of a manager or inside a wrapper."""
+    holds = _is_manager(target) or hasattr(target, "postprocess")
+    return unwrapped(target.model if holds else target)
 
 
 def _switched_off() -> bool:
@@ -85,13 +108,15 @@ def _check(version: str) -> bool:
     return False
 
 
-def _kind(target: object) -> str:
+def _how(target: object) -> Callable[[Any, int], None]:
     from transformers import Pipeline, PreTrainedModel  # noqa: PLC0415 - the user's, checked before
 
     if isinstance(target, Pipeline):
-        return "pipeline"
-    if isinstance(target, PreTrainedModel):
-        return "model"
+        return instrument_pipeline
+    if _is_manager(target):
+        return instrument_manager
+    if isinstance(unwrapped(target), PreTrainedModel):
+        return instrument_model
     raise IntegrationUnavailableError(
         f"{type(target).__name__!r} object is neither a transformers Pipeline nor a PreTrainedModel; "
         "pass one of these to axonize_hf.instrument()"

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from axonize_core.recorder import Recorder
+from axonize_hf.continuous import instrument_manager, managers, uninstrument_manager
 from axonize_hf.encoder import record_forward
 from axonize_hf.generation import record_generate
-from axonize_hf.run import append_step
+from axonize_hf.run import append_step, guarded
 from axonize_hf.swap import is_swapped, swap, unswap
+from axonize_hf.wrappers import rebind, unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,25 +23,30 @@ sources: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 """The SOURCE of each instrumented object."""
 
 
-def instrument_model(model: Any, source: int) -> None:
-    """Swap the class of a PreTrainedModel; its ``generate`` (or, for an encoder, its calls) is recorded."""
+def instrument_model(target: Any, source: int) -> None:
+    """Swap the class of a model, or of the one inside a wrapper; its ``generate`` (or calls) are recorded."""
+    model = unwrapped(target)
     sources[model] = source
-    if is_swapped(model):
-        return
-    generates = bool(model.can_generate())
-    swap(model, _generative_overrides if generates else _encoder_overrides)
-    own = vars(model).get("generate")
-    if generates and own is not None:
-        model.generate = InstanceGenerate(model, own)
+    if not is_swapped(model):
+        generates = bool(model.can_generate())
+        swap(model, _generative_overrides if generates else _encoder_overrides)
+        own = vars(model).get("generate")
+        if generates and own is not None:
+            model.generate = InstanceGenerate(model, own)
+    rebind(target, model)
 
 
-def uninstrument_model(model: Any) -> None:
-    """Undo ``instrument_model``."""
+def uninstrument_model(target: Any) -> None:
+    """Undo ``instrument_model``, on the managers for continuous batching that it made too."""
+    model = unwrapped(target)
     unswap(model)
+    rebind(target, model)
     own = vars(model).get("generate")
     if isinstance(own, InstanceGenerate):
         model.generate = own.original
     sources.pop(model, None)
+    for manager in [manager for manager in managers if manager.model is model]:
+        uninstrument_manager(manager)
 
 
 class InstanceGenerate:
@@ -89,9 +96,32 @@ def _generative_overrides(original: type[Any]) -> dict[str, Any]:
     return {
         "generate": generate,
         "prepare_inputs_for_generation": prepare_inputs_for_generation,
+        **_continuous_overrides(original),
         # transformers asks the names of the base classes, and the base of ours is another one.
         "can_generate": classmethod(lambda _: True),
     }
+
+
+def _continuous_overrides(original: type[Any]) -> dict[str, Any]:
+    """Return what makes every manager of a model recorded: all ways to continuous batching begin there."""
+    make_original = getattr(original, "init_continuous_batching", None)
+    if make_original is None:
+        return {}
+
+    @functools.wraps(make_original)
+    def init_continuous_batching(self: Any, *args: Any, **kwargs: Any) -> Any:
+        manager = make_original(self, *args, **kwargs)
+        _record_manager(self, manager)
+        return manager
+
+    return {"init_continuous_batching": init_continuous_batching}
+
+
+@guarded("hf.continuous.begin")
+def _record_manager(model: Any, manager: Any) -> None:
+    source = sources.get(model)
+    if source is not None:
+        instrument_manager(manager, source)
 
 
 def _encoder_overrides(original: type[Any]) -> dict[str, Any]:

@@ -70,14 +70,19 @@ class Run:
 
 
 def open_request(
-    source: int, context: RequestContext, arrived_ns: int, operation: str, input_tokens: int | None
+    source: int,
+    context: RequestContext,
+    arrived_ns: int,
+    operation: str,
+    input_tokens: int | None,
+    request_id: str | None = None,
 ) -> int:
-    """Record a request and return its seq; the context's arrival counts if it has one (perf_counter_ns)."""
+    """Record a request and return its seq; the context's arrival (perf_counter_ns) and id count if it has them."""
     recorder = get_recorder()
     if context.arrived_ns is not None:
         arrived_ns = min(int(context.arrived_ns), recorder.clock())
     seq = recorder.next_handle()
-    identity = (source, arrived_ns, context.request_id, context.traceparent)
+    identity = (source, arrived_ns, context.request_id or request_id, context.traceparent)
     recorder.emit(Kind.REQUEST, seq, (*identity, operation, input_tokens, context.pairs()))
     return seq
 

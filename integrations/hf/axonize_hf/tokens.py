@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["StopRules", "count_rows", "host_rows", "row_lengths"]
+__all__ = ["StopRules", "count_rows", "end_tokens", "host_rows", "row_lengths"]
 
 
 class StopRules(NamedTuple):
@@ -13,6 +13,12 @@ class StopRules(NamedTuple):
     eos: frozenset[int] = frozenset()
     pad: int | None = None
     limit: int | None = None
+
+
+def end_tokens(given: Any) -> frozenset[int]:
+    """Return the end tokens of an ``eos_token_id``: one, several or none; tensors are not read."""
+    ends = given if isinstance(given, (list, tuple)) else (given,)
+    return frozenset(end for end in ends if isinstance(end, int))
 
 
 def row_lengths(ids: Any, mask: Any) -> tuple[int | None, ...]:
