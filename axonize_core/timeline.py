@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
+from axonize_core.chunks import as_one
 from axonize_core.events import BatchEvent, DecodeEvent, PrefillEvent, RequestEvent, RequestRef, SourceInfo
 from axonize_core.frames import Kind
 from axonize_core.runs import Run
@@ -61,7 +62,7 @@ class _Request:
     first_step_ns: int | None = None
     steps: tuple[int, int] = (0, 0)
     """Those of continuous batching in which its prompt was computed, and those after."""
-    run: Run | None = None
+    runs: tuple[Run, ...] = ()
     joined: bool = False
     incomplete: bool = False
 
@@ -183,7 +184,7 @@ class Timeline:
         for request in members:
             request.last_ns = t_ns
             if mode != "continuous":
-                request.run = run
+                request.runs += (run,)
             elif request.first_step_ns is None:
                 request.first_step_ns = t_ns
 
@@ -274,7 +275,7 @@ class Timeline:
         finish_reason, input_tokens, output_tokens, error, attributes, *times = payload
         if input_tokens is not None:
             request.input_tokens = input_tokens
-        run = request.run = self._own_run(request, times[0]) if times and times[0] else request.run
+        run = self._own_run(request, times[0]) if times and times[0] else as_one(request.runs)
         if run is not None:
             request.incomplete = request.incomplete or run.incomplete
             self._phases(request, run, output_tokens, events)
