@@ -304,8 +304,9 @@ class Timeline:
 
     def _own_run(self, request: _Request, times: Any) -> Run | None:
         """Return the request's own run, by the times of its tokens that its engine stamped; its steps are shared."""
-        started_ns, *tokens_ns = times
-        started_ns = request.first_step_ns if started_ns is None else started_ns
+        started_s, *tokens_s = times
+        started_ns = request.first_step_ns if started_s is None else round(started_s * 1e9)
+        tokens_ns = [round(time_s * 1e9) for time_s in tokens_s]
         if started_ns is None:
             return None
         run = Run(request.source, (request.ref.seq,), (), "generate", started_ns, request.epoch_ns)

@@ -49,7 +49,8 @@ def steps(handle, members, times, context, run_end=(None, None)):
 
 
 def done(seq, t_ns, times, output_tokens):
-    return (Kind.REQUEST_END, seq, ["length", 4, output_tokens, None, None, times], t_ns)
+    times_s = times and [t and t / 1e9 for t in times]
+    return (Kind.REQUEST_END, seq, ["length", 4, output_tokens, None, None, times_s], t_ns)
 
 
 def test_requests_join_and_leave_a_running_batch():

@@ -16,7 +16,7 @@ from axonize_core.recorder import get_recorder
 from axonize_hf.context import context_at, current_contexts
 from axonize_hf.continuous_steps import Steps
 from axonize_hf.run import current_batch, current_run, guarded, open_request
-from axonize_hf.tokens import StopRules, count_rows, end_tokens
+from axonize_hf.tokens import end_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,12 +55,22 @@ class _Request:
     def __init__(self, state: Any, seq: int) -> None:
         self.seq = seq
         self.input_tokens = len(_first(state, "initial_tokens", "full_prompt_ids"))
-        self.rules = StopRules(end_tokens(state.eos_token_id), None, state.max_new_tokens)
+        self.ends = end_tokens(state.eos_token_id)
         self.missing = 1 + (getattr(state, "num_children", 0) or 0)
         self.hidden = False
-        self.rows: list[list[int]] = []
-        self.times: tuple[int | None, ...] | None = None
+        self.tokens: int | None = None
+        self.reason: str | None = None
+        self.times: tuple[float | None, ...] | None = None
         self.failed = False
+
+    def add(self, output: Any) -> None:
+        """Count a finished sequence; an end token can only be its last."""
+        tokens = output.generated_tokens
+        self.missing -= 1
+        self.tokens = (self.tokens or 0) + len(tokens)
+        self.failed = self.failed or output.error is not None
+        ended = bool(tokens) and tokens[-1] in self.ends
+        self.reason = "stop" if ended and self.reason != "length" else "length"
 
 
 class Serving:
@@ -74,6 +84,7 @@ class Serving:
         self._wrap(manager, "add_requests", self._add_requests)
         self._wrap(manager, "add_request", self._add_request)
         self._wrap(manager, "cancel_request", self._cancel)
+        self._wrap(manager, "stop", self._stop)
         self._wrap(manager, "_generation_step", functools.partial(self._steps.run, manager))
         self._wrap(manager.input_queue, "put", self._put)
         outputs = getattr(manager, "output_router", None)
@@ -90,9 +101,7 @@ class Serving:
                 delattr(owner, name)
                 if before is not None:
                     setattr(owner, name, before)
-        self._steps.close()
-        while self._requests:
-            self._close(self._requests.popitem()[1], None)
+        self._abandon()
 
     def _wrap(self, owner: Any, name: str, record: Callable[..., Any]) -> None:
         """Put ``record(original, args, kwargs)`` in front of a method, on the instance: these are never copied."""
@@ -146,6 +155,20 @@ class Serving:
         self._end(args[0] if args else kwargs.get("request_id"), None, "cancelled")
         return result
 
+    def _stop(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        manager = original.__self__  # type: ignore[attr-defined]  # a bound method
+        result = original(*args, **kwargs)
+        if not manager.is_running():
+            self._abandon()
+        return result
+
+    @guarded("hf.continuous.abandon")
+    def _abandon(self) -> None:
+        """End what is open; how it would have ended is unknown."""
+        self._steps.close()
+        for name in list(self._requests):
+            self._end(name, None)
+
     @guarded("hf.continuous.arrive")
     def _arrive(self, state: Any) -> str | None:
         # Inside a generate or a pipeline the request is theirs.
@@ -177,9 +200,7 @@ class Serving:
                 output.timestamps = None
 
     def _sequence(self, name: str, request: _Request, output: Any) -> None:
-        request.missing -= 1
-        request.rows.append(output.generated_tokens)
-        request.failed = request.failed or output.error is not None
+        request.add(output)
         if output.request_id == name:
             request.times = _times(output)
         if not request.missing:
@@ -194,9 +215,8 @@ class Serving:
             self._close(request, error, reason)
 
     def _close(self, request: _Request, error: str | None, reason: str | None = None) -> None:
-        tokens, counted = count_rows(request.rows, request.rules) if request.rows else (None, None)
-        reason = "error" if error else reason or counted
-        payload = (reason, request.input_tokens, tokens, error, None, request.times)
+        reason = "error" if error else reason or request.reason
+        payload = (reason, request.input_tokens, request.tokens, error, None, request.times)
         get_recorder().emit(Kind.REQUEST_END, request.seq, payload)
 
     def _seq_of(self, request_id: str) -> int | None:
@@ -219,8 +239,8 @@ def _created_ns(state: Any) -> int:
     return created_ns if now_ns - _LONG_NS < created_ns <= now_ns else now_ns
 
 
-def _times(output: Any) -> tuple[int | None, ...] | None:
-    """Return when the request began to be served and when each of its tokens came, in perf_counter ns.
+def _times(output: Any) -> tuple[float | None, ...] | None:
+    """Return when the request began to be served and when each of its tokens came, in perf_counter seconds.
 
     None where not every token was stamped: old versions, and requests the library began anew for want of memory.
     """
@@ -228,4 +248,4 @@ def _times(output: Any) -> tuple[int | None, ...] | None:
     if not stamps or not 0 < tokens <= len(stamps):
         return None
     started = getattr(output, "lifespan", (-1, -1))[0]
-    return (round(started * 1e9) if started > 0 else None, *(round(t * 1e9) for t in stamps[:tokens]))
+    return (started if started > 0 else None, *stamps[:tokens])

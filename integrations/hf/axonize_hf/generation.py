@@ -42,7 +42,9 @@ def record_generate(
     outer = current_run.get()
     if outer is not None:
         return _nested(model, outer, original, args, kwargs)
-    generation = None if source is None else _begin(model, source, args, kwargs)
+    # Continuous batching in disguise: its manager records these requests, unless a pipeline has.
+    continuous = kwargs.get("cache_implementation") == "paged" and current_batch.get() is None
+    generation = None if source is None or continuous else _begin(model, source, args, kwargs)
     if generation is None:
         return original(*args, **kwargs)
     try:
@@ -117,18 +119,26 @@ def _new_tokens(output: Any, steps: int, call: Call) -> int | None:
 
     Beam search may return fewer than it computed, one per step; only chunks of a prompt are steps without a token.
     """
-    new_tokens = int(_sequences(output).shape[-1]) - call.prefix
+    sequences = _sequences(output)
+    if sequences.is_floating_point():
+        return None  # sound: how many tokens it was made of is not said
+    new_tokens = int(sequences.shape[-1]) - call.prefix
     return max(new_tokens, steps) if call.mode == "generate" and not call.chunked else new_tokens
 
 
 def _sequences(output: Any) -> Any:
-    return getattr(output, "sequences", output)
+    """Return the ids among what ``generate`` returned: they alone, or one of several under its name or first."""
+    if isinstance(output, dict):
+        return output["sequences"]
+    return output[0] if isinstance(output, tuple) else output
 
 
 @guarded("hf.generate.count")
 def _outputs(output: Any, call: Call) -> list[tuple[int | None, str | None]]:
     """Return each request's tokens and finish reason, as far as they are known without asking the device."""
     sequences = _sequences(output)
+    if sequences.is_floating_point():
+        return [(None, None)] * call.rows
     rows = host_rows(sequences, call.prefix)
     if rows is not None:
         per_request = len(rows) // call.rows
