@@ -1,8 +1,10 @@
-"""Built-in plugin: spans and GPU samples → OTLP over HTTP, by OpenTelemetry's own exporters.
+"""Built-in plugin: spans and GPU samples → OTLP, through a disk queue.
 
-The exporters read every ``OTEL_EXPORTER_OTLP_*`` variable themselves and retry what may be retried for
-OTEL_EXPORTER_OTLP_TIMEOUT. What they give up on for want of an answer stays in a bounded queue; what the collector
-refused for good is dropped and counted, or it would block what comes after it.
+```
+hook → pending (memory, ≤ 0.5 s) → encoder thread → backlog (disk) → one sender thread a signal → collector
+```
+
+Hooks only append to a bounded queue. What is in the backlog survives the agent; see docs/export.md.
 """
 
 from __future__ import annotations
@@ -12,146 +14,173 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import requests
-from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.metrics.export import MetricExportResult
-from opentelemetry.sdk.trace.export import SpanExportResult
-
-from axonize_core.export.gpu_metrics import gpu_metrics
+from axonize_core.errors import ConfigurationError
+from axonize_core.export.backlog import Backlog
+from axonize_core.export.batch import pack
+from axonize_core.export.disk_queue import DiskQueue
+from axonize_core.export.encoder import encode_samples, encode_traces, encoded
+from axonize_core.export.endpoint import Endpoint, queue_key
+from axonize_core.export.lane import Lane
+from axonize_core.export.queue_directory import QueueDirectory
+from axonize_core.export.senders import make_sender
 from axonize_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from opentelemetry.sdk.trace import ReadableSpan
 
     from axonize_core.events import GpuSample
     from axonize_core.plugins import AgentContext
+    from axonize_core.settings import Settings
 
-__all__ = ["OtlpExport"]
+__all__ = ["OtlpExport", "wanted_endpoints"]
 
 BATCH_SPANS = 512
 PERIOD_S = 0.5
 SAMPLES_KEPT = 10_000
-RETRY_S = (0.5, 30.0)
-_RETRYABLE = {408, 429, 502, 503, 504}
+# Metrics get a small share of the bytes: they repeat, spans do not.
+_METRICS_SHARE = 16
+_WHAT = {"traces": "spans", "metrics": "samples"}
 logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
 
 
 class OtlpExport:
-    """Exports on a thread of its own; hooks only append to bounded queues."""
+    """Owns the queue directory, the encoder thread and a lane for each signal that is wanted."""
 
     def __init__(self, context: AgentContext) -> None:
         self.counts: Counter[str] = Counter()
-        self.last_error = ""
-        self._capacity = context.settings.export_queue_capacity
+        self._settings = context.settings
         self._spans: deque[ReadableSpan] = deque()
-        self._samples: deque[GpuSample] = deque(maxlen=SAMPLES_KEPT)
+        self._samples: deque[GpuSample] = deque()
         self._wake = threading.Event()
         self._stopping = False
-        self._last_status: int | None = None
-        self._session = requests.Session()
-        self._session.hooks["response"].append(self._saw_response)
-        self._span_exporter = OTLPSpanExporter(session=self._session) if _wanted("OTEL_TRACES_EXPORTER") else None
-        self._metric_exporter = OTLPMetricExporter(session=self._session) if _wanted("OTEL_METRICS_EXPORTER") else None
-        self._thread = threading.Thread(target=self._run, name="axonize-export", daemon=True)
+        endpoints = wanted_endpoints()
+        self._directory, fallback = _claim(self._settings, endpoints)
+        self._lanes = {e.signal: self._make_lane(e, fallback) for e in endpoints}
+        self._thread = threading.Thread(target=self._run, name="axonize-encode", daemon=True)
         self._thread.start()
+        for lane in self._lanes.values():
+            lane.start()
 
     @hookimpl
     def axonize_spans(self, spans: Sequence[ReadableSpan]) -> None:
         """Queue spans; full drops the newest and counts it."""
-        if self._span_exporter is None:
-            return
-        room = max(0, self._capacity - len(self._spans))
-        self._spans.extend(spans[:room])
-        self.counts["spans_queued"] += min(room, len(spans))
-        self.counts["spans_dropped"] += max(0, len(spans) - room)
-        if len(self._spans) >= BATCH_SPANS:
-            self._wake.set()
+        if "traces" in self._lanes:
+            self._queue("spans", self._spans, spans, self._settings.export_queue_capacity)
 
     @hookimpl
     def axonize_gpu_samples(self, samples: Sequence[GpuSample]) -> None:
-        """Queue samples; full drops the oldest."""
-        if self._metric_exporter is not None:
-            self._samples.extend(samples)
+        """Queue samples; full drops the newest and counts it."""
+        if "metrics" in self._lanes:
+            self._queue("samples", self._samples, samples, SAMPLES_KEPT)
 
     @hookimpl
     def axonize_shutdown(self, timeout_s: float) -> None:
-        """Export what is left, then stop; what does not fit into the time is counted as dropped."""
+        """Send what the time allows; the rest stays on disk for the next agent, or is counted as dropped."""
+        deadline = time.monotonic() + timeout_s
         self._stopping = True
         self._wake.set()
         self._thread.join(timeout_s)
-        for exporter in (self._span_exporter, self._metric_exporter):
-            if exporter is not None:
-                exporter.shutdown()
-        if self._spans:
-            self.counts["spans_dropped"] += len(self._spans)
-            logger.error("%d spans could not be exported before the end: %s", len(self._spans), self.last_error)
+        ended = [lane.stop(deadline) for lane in self._lanes.values()]
+        # A thread that still waits for an answer keeps the directory locked until the process ends.
+        if self._directory is not None and all(ended):
+            self._directory.release()
+        if dropped := self.facts()["spans_dropped"]:
+            logger.error("%d spans were dropped: %s", dropped, self.facts()["lanes"]["traces"]["dropped"])
 
     def facts(self) -> dict[str, Any]:
-        """Return the counters, for ``axonize doctor``."""
-        return {**self.counts, "spans_waiting": len(self._spans), "last_error": self.last_error}
+        """Return the counters, for ``axonize doctor``: sums here, details by signal under ``lanes``."""
+        lanes = {signal: lane.facts() for signal, lane in self._lanes.items()}
+        sums: Counter[str] = Counter(self.counts)
+        for signal, lane in lanes.items():
+            what = _WHAT[signal]
+            sums[f"{what}_exported"] = lane["sent"]
+            sums[f"{what}_refused"] = sum(lane["refused"].values())
+            sums[f"{what}_dropped"] += sum(lane["dropped"].values())
+            sums[f"{what}_waiting"] = lane["waiting"]
+            sums["export_failures"] += lane["retries"]
+        sums["spans_waiting"] += len(self._spans)
+        sums["samples_waiting"] += len(self._samples)
+        adopted = self._directory.adopted_segments if self._directory is not None else 0
+        error = next((lane["last_error"] for lane in lanes.values() if lane["last_error"]), "")
+        return {**sums, "segments_adopted": adopted, "last_error": error, "lanes": lanes}
 
-    def _saw_response(self, response: requests.Response, *_: Any, **__: Any) -> None:
-        self._last_status = response.status_code
+    def _make_lane(self, endpoint: Endpoint, fallback: str) -> Lane:
+        limit = self._settings.export_queue_bytes // (_METRICS_SHARE if endpoint.signal == "metrics" else 1)
+        disk = None
+        if self._directory is not None:
+            try:
+                disk = DiskQueue(self._directory.path / endpoint.signal, limit)
+            except OSError as e:
+                fallback = str(e)
+        if fallback:
+            logger.error("%s wait in memory only, because the disk queue does not work: %s", endpoint.signal, fallback)
+        backlog = Backlog(disk, fallback, max_age_s=self._settings.export_queue_age_s)
+        return Lane(endpoint, backlog, make_sender(endpoint))
+
+    def _queue(self, what: str, pending: deque[Item], items: Sequence[Item], capacity: int) -> None:
+        room = max(0, capacity - len(pending))
+        pending.extend(items[:room])
+        self.counts[f"{what}_queued"] += min(room, len(items))
+        self.counts[f"{what}_dropped"] += max(0, len(items) - room)
+        if len(pending) >= BATCH_SPANS:
+            self._wake.set()
 
     def _run(self) -> None:
-        retry_s = RETRY_S[0]
         while True:
             self._wake.wait(PERIOD_S)
             self._wake.clear()
-            if self._export_all():
-                retry_s = RETRY_S[0]
-            elif not self._stopping:
-                time.sleep(retry_s)
-                retry_s = min(retry_s * 2, RETRY_S[1])
-            if self._stopping:
+            stopping = self._stopping
+            try:
+                self._encode("traces", self._spans, encode_traces)
+                self._encode("metrics", self._samples, encode_samples)
+            except Exception:  # an error of ours must not end the export
+                self.counts["encoder_failures"] += 1
+                logger.exception("the encoder failed")
+            if stopping:
                 return
 
-    def _export_all(self) -> bool:
-        """Export until the queues are empty; False when the collector cannot be reached."""
-        while self._spans:
-            batch = [self._spans.popleft() for _ in range(min(BATCH_SPANS, len(self._spans)))]
-            if not self._export_spans(batch):
-                self._spans.extendleft(reversed(batch))
-                return False
-        samples = [self._samples.popleft() for _ in range(len(self._samples))]
-        if samples and not self._export_samples(samples):
-            self._samples.extendleft(reversed(samples))
-            return False
-        return True
-
-    def _export_spans(self, batch: list[ReadableSpan]) -> bool:
-        self._last_status = None
-        assert self._span_exporter is not None  # noqa: S101 - nothing is queued without one
-        done = self._span_exporter.export(batch) is SpanExportResult.SUCCESS
-        return self._account("spans", len(batch), done=done)
-
-    def _export_samples(self, samples: list[GpuSample]) -> bool:
-        self._last_status = None
-        assert self._metric_exporter is not None  # noqa: S101 - nothing is queued without one
-        done = self._metric_exporter.export(gpu_metrics(samples)) is MetricExportResult.SUCCESS
-        return self._account("samples", len(samples), done=done)
-
-    def _account(self, what: str, count: int, *, done: bool) -> bool:
-        """Count an export; True when the batch is settled, be it by a refusal for good."""
-        if done:
-            self.counts[f"{what}_exported"] += count
-            return True
-        self.last_error = f"HTTP {self._last_status}" if self._last_status else "no answer"
-        if self._last_status is None or self._last_status in _RETRYABLE:
-            self.counts["export_failures"] += 1
-            return False
-        self.counts[f"{what}_refused"] += count
-        logger.error("the collector refused %d %s for good: %s", count, what, self.last_error)
-        return True
+    def _encode(self, signal: str, pending: deque[Item], encode: Callable[[Sequence[Item]], bytes]) -> None:
+        """Move what is pending to its lane, 512 at a time."""
+        while pending:
+            items = [pending.popleft() for _ in range(min(BATCH_SPANS, len(pending)))]
+            lane = self._lanes[signal]
+            gzip_bytes = lane.endpoint.gzip_bytes(self._settings.export_gzip_bytes)
+            for body, count in encoded(items, encode):
+                if body is None:
+                    self.counts[f"{_WHAT[signal]}_dropped"] += count
+                else:
+                    lane.put(pack(body, count, time.time_ns(), gzip_bytes))
 
 
-def _wanted(variable: str) -> bool:
-    return os.environ.get(variable, "otlp").strip().lower() not in ("none", "")
+def wanted_endpoints() -> list[Endpoint]:
+    """Return the endpoints of the signals that OTEL_TRACES_EXPORTER and OTEL_METRICS_EXPORTER ask for."""
+    wanted = (
+        signal
+        for signal in ("traces", "metrics")
+        if os.environ.get(f"OTEL_{signal.upper()}_EXPORTER", "otlp").strip().lower() not in ("none", "")
+    )
+    return [Endpoint.from_env(signal) for signal in wanted]
+
+
+def _claim(settings: Settings, endpoints: list[Endpoint]) -> tuple[QueueDirectory | None, str]:
+    """Return the directory of the disk queue, or none and why."""
+    if not endpoints:
+        return None, ""
+    if not settings.export_queue_bytes:
+        return None, "AXONIZE_EXPORT_QUEUE_BYTES is 0"
+    if settings.state_dir is None:
+        return None, "neither AXONIZE_STATE_DIR nor HOME is set"
+    try:
+        # No headers here: they hold credentials.
+        about = {"endpoints": {e.signal: e.url for e in endpoints}}
+        return QueueDirectory(settings.state_dir, queue_key(endpoints), about), ""
+    except (OSError, ConfigurationError) as e:
+        return None, str(e)
 
 
 @hookimpl
