@@ -79,7 +79,6 @@ SETTINGS: tuple[Setting, ...] = (
         "bound of the queue in the inference process; full drops the newest and counts it",
     ),
     Setting(
-    Setting(
         "AXONIZE_STATE_DIR",
         "$XDG_STATE_HOME/axonize or ~/.local/state/axonize",
         "path",
@@ -92,6 +91,7 @@ SETTINGS: tuple[Setting, ...] = (
         "bound of the disk queue while the collector is away; full drops the newest and counts it; 0 queues in memory",
     ),
     Setting("AXONIZE_EXPORT_QUEUE_AGE_S", "86400", "s", "what waited longer for the collector is dropped and counted"),
+    Setting(
         "AXONIZE_EXPORT_QUEUE_CAPACITY",
         "50000",
         "spans",
@@ -147,11 +147,11 @@ class Settings:
     runtime_dir: Path = Path("/tmp")  # noqa: S108 - replaced by from_env, which checks owner and mode
     queue_capacity: int = 65_536
     export_queue_capacity: int = 50_000
-    load_plugins: tuple[str, ...] | None = None
     export_queue_bytes: int = 1024**3
     export_queue_age_s: int = 86_400
     export_gzip_bytes: int = 1024
     state_dir: Path | None = None
+    load_plugins: tuple[str, ...] | None = None
     plugin_settings: Mapping[str, str] = field(default_factory=dict)
     gpu_provider: str = "auto"
     gpu_interval_ms: int = 1000
@@ -178,11 +178,11 @@ class Settings:
             runtime_dir=_runtime_dir(env),
             queue_capacity=_integer(env, "AXONIZE_QUEUE_CAPACITY", 65_536, 1),
             export_queue_capacity=_integer(env, "AXONIZE_EXPORT_QUEUE_CAPACITY", 50_000, 1),
-            load_plugins=wanted_plugins(env),
             export_queue_bytes=_integer(env, "AXONIZE_EXPORT_QUEUE_BYTES", 1024**3, 0),
             export_queue_age_s=_integer(env, "AXONIZE_EXPORT_QUEUE_AGE_S", 86_400, 1),
             export_gzip_bytes=_integer(env, "AXONIZE_EXPORT_GZIP_BYTES", 1024, 0),
             state_dir=_state_dir(env),
+            load_plugins=wanted_plugins(env),
             plugin_settings={name: value for name, value in env.items() if name.startswith(_PLUGIN_PREFIX)},
             gpu_provider=_choice(env, "AXONIZE_GPU_PROVIDER", ("auto", "nvml", "simulated", "none")),
             gpu_interval_ms=_integer(env, "AXONIZE_GPU_INTERVAL_MS", 1000, 100),
@@ -256,18 +256,18 @@ def _runtime_dir(env: Mapping[str, str]) -> Path:
 
 def wanted_plugins(env: Mapping[str, str]) -> tuple[str, ...] | None:
     """Return the entry points that AXONIZE_LOAD_PLUGINS names; None for all, empty for none."""
+    value = env.get("AXONIZE_LOAD_PLUGINS", "all").strip()
+    if value.lower() in ("all", "none"):
+        return None if value.lower() == "all" else ()
+    return tuple(name for part in value.split(",") if (name := part.strip()))
+
+
 def _state_dir(env: Mapping[str, str]) -> Path | None:
     if own := env.get("AXONIZE_STATE_DIR"):
         return Path(own)
     if xdg := env.get("XDG_STATE_HOME"):
         return Path(xdg) / "axonize"
     return Path(home) / ".local/state/axonize" if (home := env.get("HOME")) else None
-
-
-    value = env.get("AXONIZE_LOAD_PLUGINS", "all").strip()
-    if value.lower() in ("all", "none"):
-        return None if value.lower() == "all" else ()
-    return tuple(name for part in value.split(",") if (name := part.strip()))
 
 
 def _resource(env: Mapping[str, str]) -> dict[str, str]:
