@@ -219,7 +219,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--lock-fd", type=int, default=None, help="inherited lock to let go of when listening ends")
     options = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    run(options.socket, Settings.from_env(), shared=options.shared, lock_fd=options.lock_fd)
+    settings = Settings.from_env()
+    if options.shared:
+        _leave_parent()
+    run(options.socket, settings, shared=options.shared, lock_fd=options.lock_fd)
+
+
+def _leave_parent() -> None:
+    """Go on in a child, and let the engine's process see its own child end: loaded, and no longer its concern.
+
+    No thread runs yet. Why an agent must not stay a child stands in ``starter.py``.
+    """
+    if os.fork():
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import platform
 import socket
 import sys
+import time
 import urllib.error
 import urllib.request
 from importlib import metadata
@@ -14,17 +15,21 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
+import msgspec
 
 from axonize_core import __version__
+from axonize_core.absence import read_absences
 from axonize_core.errors import ConfigurationError
 from axonize_core.frames import FrameDecoder, FrameError, Status, StatusRequest, encode_frame
 from axonize_core.plugins import load_plugins
+from axonize_core.runtime_dir import obstacle_to_socket, runtime_dirs
 from axonize_core.transport import agent_socket_path, connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from axonize_core.absence import Absence
     from axonize_core.settings import Settings
 
 __all__ = ["Finding", "examine", "print_facts", "print_json"]
@@ -120,15 +125,39 @@ def _plugins(settings: Settings) -> Iterator[Finding]:
 
 
 def _agents(settings: Settings) -> Iterator[Finding]:
-    """Ask every agent socket in the runtime directory, ours first."""
+    """Ask every agent socket in this user's runtime directories, ours first, and read what lonely processes wrote."""
     try:
         own = agent_socket_path(settings)
     except ConfigurationError as e:
         yield Finding("agent", "problem", str(e))
         return
-    paths = [own, *sorted(p for p in own.parent.glob("agent-*.sock") if p != own)]
+    places = list(dict.fromkeys([own.parent, settings.runtime_dir, *runtime_dirs(os.environ)]))
+    paths = [own, *(p for place in places for p in sorted(place.glob("agent-*.sock")) if p != own)]
     found = [finding for path in paths if path.exists() for finding in _agent(path)]
-    yield from found or [Finding("agent", "note", f"none runs at {own}; the first instrumented process starts one")]
+    lonely = [_lonely(absence) for place in places for absence in read_absences(place)]
+    yield from [*found, *lonely] or [_no_agent(settings, own)]
+
+
+def _no_agent(settings: Settings, own: Path) -> Finding:
+    """Say that there is none, and whether there could be one."""
+    if settings.agent == "inline":
+        return Finding("agent", "note", "runs inside each instrumented process (AXONIZE_AGENT=inline)")
+    if settings.agent != "auto":
+        return Finding("agent", "problem", f"none runs at {own}; start one: axonize agent --socket {own}")
+    if obstacle := obstacle_to_socket(own.parent):
+        return Finding("agent", "problem", f"none can run at {own}: {obstacle}; set AXONIZE_RUNTIME_DIR")
+    return Finding("agent", "note", f"none runs at {own}; the first instrumented process starts one")
+
+
+def _lonely(absence: Absence) -> Finding:
+    """Say what a process that found no agent lost so far."""
+    if absence.ended:
+        text = f"pid {absence.pid} ended without an agent, {absence.dropped} records were dropped"
+    else:
+        age_s = time.time() - absence.since_s
+        text = f"pid {absence.pid} is without an agent for {age_s:.0f} s, {absence.waiting} records wait"
+        text += f", {absence.dropped} were dropped"
+    return Finding("agent", "problem", f"{text}: {absence.reason}", msgspec.structs.asdict(absence))
 
 
 def _agent(path: Path) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from axonize_core import __version__
 from axonize_core.errors import ConfigurationError
+from axonize_core.runtime_dir import choose_runtime_dir
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,7 +69,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("AXONIZE_AGENT_PYTHON", "", "path", "interpreter of the agent when sys.executable is not one"),
     Setting(
         "AXONIZE_RUNTIME_DIR",
-        "$XDG_RUNTIME_DIR/axonize or /tmp/axonize-<uid>",
+        "first usable of $XDG_RUNTIME_DIR/axonize, /tmp/axonize-<uid>, $TMPDIR/axonize-<uid>, /dev/shm/axonize-<uid>",
         "path",
         "where sockets, locks and the agent's log live (0700)",
     ),
@@ -175,7 +176,7 @@ class Settings:
             auto_activation=not disabled_by and _auto_activation(env),
             agent=_agent(env),
             agent_python=env.get("AXONIZE_AGENT_PYTHON", ""),
-            runtime_dir=_runtime_dir(env),
+            runtime_dir=choose_runtime_dir(env),
             queue_capacity=_integer(env, "AXONIZE_QUEUE_CAPACITY", 65_536, 1),
             export_queue_capacity=_integer(env, "AXONIZE_EXPORT_QUEUE_CAPACITY", 50_000, 1),
             export_queue_bytes=_integer(env, "AXONIZE_EXPORT_QUEUE_BYTES", 1024**3, 0),
@@ -186,7 +187,7 @@ class Settings:
             plugin_settings={name: value for name, value in env.items() if name.startswith(_PLUGIN_PREFIX)},
             gpu_provider=_choice(env, "AXONIZE_GPU_PROVIDER", ("auto", "nvml", "simulated", "none")),
             gpu_interval_ms=_integer(env, "AXONIZE_GPU_INTERVAL_MS", 1000, 100),
-            service_name=env.get("OTEL_SERVICE_NAME", "") or resource.get("service.name", ""),
+            service_name=_text(env.get("OTEL_SERVICE_NAME", "")) or resource.get("service.name", ""),
             resource=resource,
             fingerprint=_fingerprint(env),
         )
@@ -237,21 +238,14 @@ def _disabled_by(env: Mapping[str, str]) -> str:
     own = env.get("AXONIZE_OPT_OUT_FILE", "")
     config = env.get("XDG_CONFIG_HOME") or str(Path(env.get("HOME", "/")) / ".config")
     for path in (Path(own) if own else Path(config) / "axonize/disabled", Path("/etc/axonize/disabled")):
-        if path.exists():
+        # Unlike Path.exists, this takes a place we may not look into, another user's HOME say, for one without a file.
+        if os.path.exists(path):  # noqa: PTH110
             return str(path)
     return ""
 
 
 def _auto_activation(env: Mapping[str, str]) -> bool:
     return env.get("ENVIRONMENT", "").strip().lower() not in _QUIET_ENVIRONMENTS or _flag(env, "AXONIZE_ENABLED")
-
-
-def _runtime_dir(env: Mapping[str, str]) -> Path:
-    if own := env.get("AXONIZE_RUNTIME_DIR"):
-        return Path(own)
-    if xdg := env.get("XDG_RUNTIME_DIR"):
-        return Path(xdg) / "axonize"
-    return Path(f"/tmp/axonize-{os.getuid()}")  # noqa: S108 - made 0700, owner checked before use
 
 
 def wanted_plugins(env: Mapping[str, str]) -> tuple[str, ...] | None:
@@ -272,7 +266,12 @@ def _state_dir(env: Mapping[str, str]) -> Path | None:
 
 def _resource(env: Mapping[str, str]) -> dict[str, str]:
     pairs = (part.partition("=") for part in env.get("OTEL_RESOURCE_ATTRIBUTES", "").split(",") if "=" in part)
-    return {key.strip(): unquote(value.strip()) for key, _, value in pairs}
+    return {_text(key).strip(): _text(unquote(value.strip())) for key, _, value in pairs}
+
+
+def _text(value: str) -> str:
+    """Return text that can be sent: bytes that this process's locale could not decode are UTF-8, or a replacement."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _fingerprint(env: Mapping[str, str]) -> str:

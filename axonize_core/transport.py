@@ -10,17 +10,17 @@ import fcntl
 import os
 import select
 import socket
-import stat
 import struct
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from axonize_core import __version__
+from axonize_core.absence import AbsenceNote
 from axonize_core.errors import ConfigurationError
 from axonize_core.frames import PROTOCOL, FrameDecoder, FrameError, Hello, Welcome, encode_frame
+from axonize_core.runtime_dir import MAX_SOCKET_PATH, private_directory
+from axonize_core.starter import AgentStarter, agent_command, reap, wait_for_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SocketTransport",
+    "agent_command",
     "agent_socket_path",
     "connect",
     "hello",
@@ -40,28 +41,11 @@ __all__ = [
 ]
 
 MAX_PENDING_BYTES = 1024 * 1024
-MAX_SOCKET_PATH = 107
 WELCOME_TIMEOUT_S = 2.0
-START_TIMEOUT_S = 30.0
 BACKOFF_S = (0.1, 30.0)
-_LOG_LIMIT_BYTES = 1024 * 1024
-
-
-def private_directory(path: Path) -> Path:
-    """Make or check a directory only we can enter.
-
-    Raises:
-        ConfigurationError: it belongs to another user, or is no directory.
-    """
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = path.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise ConfigurationError(
-            f"{path} does not belong to uid {os.getuid()}; set AXONIZE_RUNTIME_DIR to a directory of yours"
-        )
-    if stat.S_IMODE(status.st_mode) & 0o077:
-        path.chmod(0o700)
-    return path
+LAST_PROCESS_WAIT_S = 4.0
+"""How long a process with which a container ends waits for its agent; less than the shipper is given to stop."""
+_FIRST_FREE_FD = 3
 
 
 def agent_socket_path(settings: Settings) -> Path:
@@ -83,8 +67,14 @@ def agent_socket_path(settings: Settings) -> Path:
 
 def peer_uid(connection: socket.socket) -> int:
     """Return the uid of the process at the other end, as the kernel knows it (SO_PEERCRED)."""
-    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return int(uid)
+    return _peer(connection)[1]
+
+
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    """Return pid and uid of the process at the other end; the pid is 0 when it lives in another PID namespace."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", credentials)
+    return int(pid), int(uid)
 
 
 def connect(path: Path, timeout_s: float = WELCOME_TIMEOUT_S) -> socket.socket:
@@ -93,7 +83,7 @@ def connect(path: Path, timeout_s: float = WELCOME_TIMEOUT_S) -> socket.socket:
     Raises:
         OSError: nobody listens there, or somebody else does.
     """
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection = _above_stdio(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
     try:
         connection.settimeout(timeout_s)
         connection.connect(str(path))
@@ -103,6 +93,14 @@ def connect(path: Path, timeout_s: float = WELCOME_TIMEOUT_S) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def _above_stdio(connection: socket.socket) -> socket.socket:
+    """Return the socket where no standard stream's number is its own: a host that closed its stdout may still print."""
+    if connection.fileno() >= _FIRST_FREE_FD:
+        return connection
+    with connection:
+        return socket.socket(fileno=fcntl.fcntl(connection, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD))
 
 
 def hello(recorder: Recorder, settings: Settings) -> Hello:
@@ -118,69 +116,6 @@ def hello(recorder: Recorder, settings: Settings) -> Hello:
     return Hello(PROTOCOL, __version__, recorder.pid, recorder.instance_id, resource, settings.fingerprint)
 
 
-class AgentStarter:
-    """Starts an agent process, one at a time on this machine, with backoff between failures."""
-
-    def __init__(self, path: Path, settings: Settings, clock: Callable[[], float]) -> None:
-        self._path = path
-        self._settings = settings
-        self._clock = clock
-        self._process: subprocess.Popen[bytes] | None = None
-        self._started_at = 0.0
-
-    def ensure(self) -> None:
-        """Start an agent unless one of ours is still coming up."""
-        if self._process is not None and self._process.poll() is None:
-            if self._clock() - self._started_at < START_TIMEOUT_S:
-                return
-            self._process.kill()
-            self._process.wait()
-        directory = private_directory(self._path.parent)
-        with (directory / f"{self._path.stem}.lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-            self._spawn(directory, lock.fileno())
-
-    def _spawn(self, directory: Path, lock_fd: int) -> None:
-        # The child inherits the lock and holds it for its life: one agent per socket.
-        log_path = directory / f"{self._path.stem}.log"
-        mode = "wb" if log_path.exists() and log_path.stat().st_size > _LOG_LIMIT_BYTES else "ab"
-        with log_path.open(mode) as log:
-            self._process = subprocess.Popen(
-                [
-                    _interpreter(self._settings),
-                    "-m",
-                    "axonize_core.agent",
-                    "--socket",
-                    str(self._path),
-                    "--shared",
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=directory,
-                start_new_session=True,
-                pass_fds=(lock_fd,),
-            )
-        self._started_at = self._clock()
-
-
-def agent_command(settings: Settings, path: Path) -> list[str]:
-    """Return the command line of an agent that listens on ``path``."""
-    return [_interpreter(settings), "-m", "axonize_core.agent", "--socket", str(path)]
-
-
-def _interpreter(settings: Settings) -> str:
-    """Return a Python for the agent; an embedded interpreter has an empty or foreign sys.executable."""
-    if settings.agent_python:
-        return settings.agent_python
-    if sys.executable and "python" in Path(sys.executable).name:
-        return sys.executable
-    return str(Path(sys.prefix) / "bin" / "python3")
-
-
 class SocketTransport:
     """The connection to an agent process; reconnects, and restarts the agent, with backoff."""
 
@@ -189,9 +124,10 @@ class SocketTransport:
         self._recorder = recorder
         self._settings = settings
         self._clock = clock
-        self._path = agent_socket_path(settings)
-        self._starter = None if settings.agent != "auto" else AgentStarter(self._path, settings, clock)
+        self._starter = None if settings.agent != "auto" else AgentStarter(settings, clock)
+        self._absence = AbsenceNote(settings.runtime_dir, recorder.instance_id, recorder.pid)
         self._connection: socket.socket | None = None
+        self._agent_pid = 0
         self._pending = bytearray()
         self._pending_records = 0
         self._next_try = 0.0
@@ -227,19 +163,35 @@ class SocketTransport:
         return not self._pending
 
     def close(self) -> None:
-        """Let go of the agent; what lies in the socket is still read by it."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        self._recorder.count_dropped(self._pending_records)
-        self._pending_records = 0
-        self._pending.clear()
+        """Let go of the agent; what lies in the socket is still read by it.
+
+        A process with which a container may end (PID 1, or its child) waits until the agent has exported.
+        """
+        connected = self._connection is not None
+        self._disconnect()
+        if self._starter is not None:
+            self._starter.forget()
+            if connected and 1 in (os.getpid(), os.getppid()):
+                wait_for_end(agent_socket_path(self._settings), LAST_PROCESS_WAIT_S)
+                self._agent_pid = reap(self._agent_pid)
+        if not connected:
+            self._absence.ended(self._recorder.queued(), self._recorder.dropped_total())
 
     def forget(self) -> None:
         """In a forked child: close this copy of the parent's connection; what was pending is the parent's to count."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        if self._starter is not None:
+            self._starter.forget()
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        self._recorder.count_dropped(self._pending_records)
+        self._pending_records = 0
+        self._pending.clear()
 
     def _send(self) -> None:
         if self._connection is None or not self._pending:
@@ -267,27 +219,46 @@ class SocketTransport:
 
     def _lose_agent(self) -> None:
         self._recorder.count_error("transport.agent_lost")
-        self.close()
+        self._disconnect()
 
     def _reconnect(self) -> bool:
         if self._clock() < self._next_try:
             return False
+        self._agent_pid = reap(self._agent_pid)
         try:
-            self._connection = self._greet(connect(self._path))
-        except (OSError, FrameError) as e:
+            connection = connect(agent_socket_path(self._settings))
+            self._connection = self._greet(connection)
+        except (OSError, FrameError, ConfigurationError) as e:
             self._retry_later(e)
             return False
+        self._agent_pid = _peer(connection)[0]
+        self._absence.found()
         self.generation += 1
         self._backoff_s = BACKOFF_S[0]
         return True
 
     def _retry_later(self, error: Exception) -> None:
-        if not isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
-            self._recorder.count_error(f"transport.{type(error).__name__}")
-        if self._starter is not None:
-            self._starter.ensure()
+        """Count why there is no agent, start one, and say so where doctor looks when that lasts."""
+        nobody = isinstance(error, (FileNotFoundError, ConnectionRefusedError))
         self._next_try = self._clock() + self._backoff_s
         self._backoff_s = min(self._backoff_s * 1.5, BACKOFF_S[1])
+        if not nobody:
+            self._recorder.count_error(f"transport.{type(error).__name__}")
+        why = f"nobody is there, AXONIZE_AGENT={self._settings.agent}" if nobody else str(error)
+        self._absence.missing(self._start_agent() or why, self._recorder.queued(), self._recorder.dropped_total())
+
+    def _start_agent(self) -> str:
+        """Start an agent where that is ours to do; return why it failed, empty when nothing is known to have."""
+        if self._starter is None:
+            return ""
+        known = self._starter.failure
+        try:
+            self._starter.ensure(agent_socket_path(self._settings))
+        except (OSError, ConfigurationError) as e:
+            self._starter.failure = f"no agent can be started: {e}"
+        if self._starter.failure not in ("", known):
+            self._recorder.count_error("transport.start")
+        return self._starter.failure
 
     def _greet(self, connection: socket.socket) -> socket.socket:
         """Say hello and wait for the welcome.
