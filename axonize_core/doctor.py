@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import socket
 import sys
 import time
 import urllib.error
@@ -20,6 +19,7 @@ import msgspec
 from axonize_core import __version__
 from axonize_core.absence import read_absences
 from axonize_core.errors import ConfigurationError
+from axonize_core.export.report import agent_lines, endpoint_lines, queue_lines
 from axonize_core.frames import FrameDecoder, FrameError, Status, StatusRequest, encode_frame
 from axonize_core.plugins import load_plugins
 from axonize_core.runtime_dir import obstacle_to_socket, runtime_dirs
@@ -34,8 +34,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Finding", "examine", "print_facts", "print_json"]
 
-_PACKAGES = ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "nvidia-ml-py", "pluggy", "msgspec")
-_ALARMING = ("records_dropped", "records_orphaned", "spans_dropped", "spans_refused", "samples_refused", "engines_lost")
+_PACKAGES = (
+    "opentelemetry-sdk",
+    "opentelemetry-exporter-otlp-proto-common",
+    "requests",
+    "nvidia-ml-py",
+    "pluggy",
+    "msgspec",
+)
+_ALARMING = ("records_dropped", "records_orphaned", "engines_lost", "encoder_failures")
 TIMEOUT_S = 2.0
 
 
@@ -56,6 +63,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_gpu(settings),
         *_plugins(settings),
         *_agents(settings),
+        *(Finding("export", *line) for line in queue_lines(settings)),
         *_collector(),
     ]
 
@@ -171,8 +179,7 @@ def _agent(path: Path) -> Iterator[Finding]:
     counts = dict(facts["counts"])
     for own in facts["facts"].values():
         counts.update({k: v for k, v in own.items() if isinstance(v, int)})
-        if own.get("spans_waiting") and own.get("last_error"):
-            yield Finding("agent", "problem", f"{own['spans_waiting']} spans wait, last export: {own['last_error']}")
+        yield from (Finding("export", *line) for line in agent_lines(own))
     for name in _ALARMING:
         if counts.get(name):
             yield Finding("agent", "problem", f"{name.replace('_', ' ')}: {counts[name]}")
@@ -203,13 +210,7 @@ def agent_status(path: Path) -> dict[str, Any]:
 
 
 def _collector() -> Iterator[Finding]:
-    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318").rstrip("/")
-    yield _reach(endpoint)
-    protocol = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
-    if protocol != "http/protobuf":
-        yield Finding(
-            "collector", "problem", f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol!r} is not supported; http/protobuf is used"
-        )
+    yield from (Finding("collector", *line) for line in endpoint_lines(TIMEOUT_S))
     api = os.environ.get("AXONIZE_API_URL", "http://127.0.0.1:4319").rstrip("/")
     try:
         with urllib.request.urlopen(f"{api}/api/v1/health", timeout=TIMEOUT_S) as response:  # noqa: S310 - the user's own URL
@@ -221,18 +222,6 @@ def _collector() -> Iterator[Finding]:
         return
     level = "ok" if health.get("status") == "ok" else "problem"
     yield Finding("collector", level, f"query API at {api}: {health.get('status')}", health)
-
-
-def _reach(endpoint: str) -> Finding:
-    host_port = endpoint.rsplit("://", maxsplit=1)[-1].split("/", maxsplit=1)[0]
-    host, _, port = host_port.partition(":")
-    try:
-        with socket.create_connection((host, int(port or 4318)), TIMEOUT_S):
-            return Finding("collector", "ok", f"OTLP endpoint {endpoint} can be reached")
-    except (OSError, ValueError) as e:
-        return Finding(
-            "collector", "problem", f"OTLP endpoint {endpoint} cannot be reached: {e}; start one: axonize collector"
-        )
 
 
 def print_facts(findings: list[Finding]) -> None:

@@ -71,10 +71,17 @@ class Endpoint:
         """Return from which size on bodies are compressed: all, none, or those of ``threshold`` bytes and more."""
         return {"gzip": 0, "none": None}.get(self.compression, threshold)
 
-    def address(self) -> tuple[str, int]:
-        """Return host and port, for a look whether anybody listens."""
-        parts = urlsplit(self.url if "://" in self.url else f"//{self.url}")
-        return parts.hostname or "localhost", parts.port or (443 if self.secure else 80)
+    def origin(self) -> str:
+        """Return the URL without its path."""
+        return self.url if self.protocol == GRPC else "/".join(self.url.split("/", 3)[:3])
+
+    def address(self) -> tuple[str, int] | None:
+        """Return host and port, for a look whether anybody listens; None for forms only gRPC knows."""
+        parts = urlsplit(self.url if self.protocol == HTTP else f"//{self.url}")
+        try:
+            return (parts.hostname, parts.port or (443 if self.secure else 80)) if parts.hostname else None
+        except ValueError:
+            return None
 
 
 def queue_key(endpoints: Iterable[Endpoint]) -> str:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc.error_details_pb2 import RetryInfo
-from google.rpc.status_pb2 import Status
+from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untyped] # no types are published
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped] # same
 
 from axonize_core import __version__
 from axonize_core.export.answer import Answer

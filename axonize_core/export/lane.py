@@ -32,6 +32,7 @@ class Lane:
         self.retries = 0
         self.refused: Counter[str] = Counter()
         self.last_error = ""
+        self._failing = False
         self._said: set[str] = set()
         self._sender = sender
         self._backoff = backoff or Backoff()
@@ -66,7 +67,8 @@ class Lane:
             "sent": self.sent,
             "sent_batches": self.sent_batches,
             "retries": self.retries,
-            "refused": dict(self.refused),
+            "refused": {reason: count for reason, count in list(self.refused.items()) if count},
+            "failing": self._failing,
             "last_error": self.last_error,
             "next_try_s": max(0.0, self._next_try - time.monotonic()),
             **self.backlog.facts(),
@@ -122,6 +124,7 @@ class Lane:
         self.backlog.settle(batch)
         self._backoff.reset()
         self._next_try = 0.0
+        self._failing = False
         self.sent += max(0, batch.items - answer.refused)
         self.sent_batches += not answer.refused
         if answer.reason:
@@ -130,6 +133,7 @@ class Lane:
 
     def _failed(self, answer: Answer) -> None:
         self.retries += 1
+        self._failing = True
         self._remember(answer, f"{self.endpoint.signal} wait, {self.endpoint.url} does not take them now")
 
     def _remember(self, answer: Answer, what: str) -> None:

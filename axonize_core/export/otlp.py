@@ -58,6 +58,8 @@ class OtlpExport:
         self._samples: deque[GpuSample] = deque()
         self._wake = threading.Event()
         self._stopping = False
+        # What never reached a lane; the keys stay the same, so that another thread may read.
+        self._lost = {signal: {"overrun": 0, "encoding": 0} for signal in _WHAT}
         endpoints = wanted_endpoints()
         self._directory, fallback = _claim(self._settings, endpoints)
         self._lanes = {e.signal: self._make_lane(e, fallback) for e in endpoints}
@@ -70,13 +72,13 @@ class OtlpExport:
     def axonize_spans(self, spans: Sequence[ReadableSpan]) -> None:
         """Queue spans; full drops the newest and counts it."""
         if "traces" in self._lanes:
-            self._queue("spans", self._spans, spans, self._settings.export_queue_capacity)
+            self._queue("traces", self._spans, spans, self._settings.export_queue_capacity)
 
     @hookimpl
     def axonize_gpu_samples(self, samples: Sequence[GpuSample]) -> None:
         """Queue samples; full drops the newest and counts it."""
         if "metrics" in self._lanes:
-            self._queue("samples", self._samples, samples, SAMPLES_KEPT)
+            self._queue("metrics", self._samples, samples, SAMPLES_KEPT)
 
     @hookimpl
     def axonize_shutdown(self, timeout_s: float) -> None:
@@ -98,9 +100,10 @@ class OtlpExport:
         sums: Counter[str] = Counter(self.counts)
         for signal, lane in lanes.items():
             what = _WHAT[signal]
+            lane["dropped"].update({cause: count for cause, count in self._lost[signal].items() if count})
             sums[f"{what}_exported"] = lane["sent"]
             sums[f"{what}_refused"] = sum(lane["refused"].values())
-            sums[f"{what}_dropped"] += sum(lane["dropped"].values())
+            sums[f"{what}_dropped"] = sum(lane["dropped"].values())
             sums[f"{what}_waiting"] = lane["waiting"]
             sums["export_failures"] += lane["retries"]
         sums["spans_waiting"] += len(self._spans)
@@ -122,11 +125,11 @@ class OtlpExport:
         backlog = Backlog(disk, fallback, max_age_s=self._settings.export_queue_age_s)
         return Lane(endpoint, backlog, make_sender(endpoint))
 
-    def _queue(self, what: str, pending: deque[Item], items: Sequence[Item], capacity: int) -> None:
+    def _queue(self, signal: str, pending: deque[Item], items: Sequence[Item], capacity: int) -> None:
         room = max(0, capacity - len(pending))
         pending.extend(items[:room])
-        self.counts[f"{what}_queued"] += min(room, len(items))
-        self.counts[f"{what}_dropped"] += max(0, len(items) - room)
+        self.counts[f"{_WHAT[signal]}_queued"] += min(room, len(items))
+        self._lost[signal]["overrun"] += max(0, len(items) - room)
         if len(pending) >= BATCH_SPANS:
             self._wake.set()
 
@@ -152,7 +155,7 @@ class OtlpExport:
             gzip_bytes = lane.endpoint.gzip_bytes(self._settings.export_gzip_bytes)
             for body, count in encoded(items, encode):
                 if body is None:
-                    self.counts[f"{_WHAT[signal]}_dropped"] += count
+                    self._lost[signal]["encoding"] += count
                 else:
                     lane.put(pack(body, count, time.time_ns(), gzip_bytes))
 

@@ -49,8 +49,8 @@ def test_doctor_is_content_when_the_endpoint_answers(tmp_path, otlp_sink):
 def test_doctor_says_what_is_not_supported_yet(tmp_path, otlp_sink):
     """A protocol we cannot speak is a problem with a name, not a silent choice of another."""
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": otlp_sink.url, "AXONIZE_RUNTIME_DIR": str(tmp_path)}
-    result = axonize("doctor", OTEL_EXPORTER_OTLP_PROTOCOL="grpc", **env)
-    assert "OTEL_EXPORTER_OTLP_PROTOCOL='grpc' is not supported" in result.stdout
+    result = axonize("doctor", OTEL_EXPORTER_OTLP_PROTOCOL="http/json", **env)
+    assert "OTEL_EXPORTER_OTLP_PROTOCOL='http/json' is not supported; http/protobuf is used" in result.stdout
     assert result.returncode == 1
 
 
