@@ -1,5 +1,7 @@
 """``make bench``: run every bench_*.py beside this file and print one table; ``run.py NAME…`` runs some.
 
+``outage`` takes more than ten minutes and runs only when it is named.
+
 A number that misses its target says NO; with ``--strict`` the exit code says so too. A benchmark that cannot run always does.
 """
 
@@ -11,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+ONLY_WHEN_NAMED = {"bench_outage"}
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from bench_table import print_table  # noqa: E402  its folder is put on the path above
@@ -21,7 +24,7 @@ def main(wanted: list[str], *, strict: bool) -> int:
     names = [path.stem for path in sorted(HERE.glob("bench_*.py")) if path.stem != "bench_table"]
     rows, broken = [], []
     for name in names:
-        if wanted and name.removeprefix("bench_") not in wanted:
+        if name.removeprefix("bench_") not in wanted if wanted else name in ONLY_WHEN_NAMED:
             continue
         print(f"{name} …", file=sys.stderr, flush=True)
         try:
