@@ -84,8 +84,8 @@ class Run:
         """Return when the prompt was done and the first of the answer was visible."""
         if self.mode == "generate":
             return self.token_ns(1)
-        if self.mode == "speculative" and len(self.times) > 1:
-            return self.times[1]
+        if self.mode == "speculative" and len(self.times) != 1:
+            return self.times[1] if self.times else None
         return self.end_ns
 
     def last_visible_ns(self, output_tokens: int | None) -> int | None:

@@ -199,8 +199,10 @@ class Timeline:
 
     def _run_end(self, handle: int, payload: Any, t_ns: int, events: Events) -> None:
         run = self._runs.pop(handle)
-        run.new_tokens, _, *more = payload
+        run.new_tokens, error, *more = payload
         attributes, device_ns = (*more, None, None)[:2]
+        if run.mode == "generate" and run.new_tokens is None and error is None:
+            run.mode = "speculative"  # steps that are known, tokens that are not theirs
         run.device_ns = tuple(device_ns or ())
         for seq, pairs in zip(run.seqs, attributes or (), strict=False):
             if seq in self._requests:

@@ -136,3 +136,17 @@ def test_device_times_go_to_steps_and_phases():
     assert (prefill.steps, prefill.device_ns) == (2, 11)
     assert (decode.steps, decode.device_ns) == (2, None), "one of its two steps was not measured"
     assert [b.device_ns for b in events.batches] == [5, 6, 7, None]
+
+
+@pytest.mark.parametrize(
+    ("times", "ttft_ns", "steps"), [([1500, 1510, 1600, 1700], 700, [1]), ([1500, 1700], None, [])]
+)
+def test_a_generate_of_unknown_length_has_its_steps(times, ttft_ns, steps):
+    """Where tokens and steps do not match, the second step still shows that the first answer was there."""
+    engine = Engine()
+    events = engine.frame(
+        request(10, 1000, arrived_ns=900), *generate(times, [None, None]), end(10, 1800), mono_ns=2000
+    )
+    assert [event.ttft_ns for event in events.requests] == [ttft_ns]
+    assert [event.steps for event in events.decodes] == steps
+    assert [event.itl_max_ns for event in events.decodes] == [None] * len(steps)

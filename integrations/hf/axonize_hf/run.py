@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from axonize_core.frames import Kind
 from axonize_core.recorder import get_recorder
@@ -49,7 +49,10 @@ class Run:
     def __init__(self, owner: object, batch: Batch, mode: str) -> None:
         recorder = get_recorder()
         self.owner = owner
+        self.mode = mode
         self.times: list[int] = []
+        self.drafted: list[int] = []
+        """A time for each token that an instrumented assistant proposed; empty where it is not."""
         self._handle = recorder.next_handle()
         payload = (batch.source, batch.seqs, batch.prompt_tokens, mode, self.times)
         recorder.emit(Kind.RUN, self._handle, payload)
@@ -64,9 +67,10 @@ class Run:
         self.times.append(-get_recorder().clock())
         return steps
 
-    def end(self, new_tokens: int | None, error: str | None) -> None:
-        """Record the end; ``new_tokens`` is per row, padding included."""
-        get_recorder().emit(Kind.RUN_END, self._handle, (new_tokens, error))
+    def end(self, new_tokens: int | None, error: str | None, attributes: tuple[Any, ...] | None = None) -> None:
+        """Record the end; ``new_tokens`` is per row, padding included; ``attributes`` are each member's."""
+        payload = (new_tokens, error) if attributes is None else (new_tokens, error, attributes)
+        get_recorder().emit(Kind.RUN_END, self._handle, payload)
 
 
 def open_request(
