@@ -10,6 +10,7 @@ import pytest
 from fix_hf import VOCAB, _seeded, _without_types
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
 PATCHES = {"image_size": 32, "patch_size": 16}
 RATE_HZ = 16_000
 
@@ -231,7 +232,7 @@ class Makers:
         for name, value in settings.items():
             setattr(model.generation_config, name, value)
         parts = {"tokenizer": words, "feature_extractor": self.hf.WhisperFeatureExtractor(16, chunk_length=2)}
-        given = {"max_new_tokens": 8, "num_beams": 1, "ignore_warning": True, **options}
+        given = {"max_new_tokens": 8, "generate_kwargs": {"num_beams": 1}, "ignore_warning": True, **options}
         return self.hf.pipeline("automatic-speech-recognition", model, **parts, **given)
 
     def _whisper_tokenizer(self):
@@ -239,11 +240,20 @@ class Makers:
         marks = "endoftext startoftranscript en translate transcribe startoflm startofprev nospeech notimestamps"
         specials = [f"<|{mark}|>" for mark in marks.split()]
         stamps = [f"<|{n * 0.02:.2f}|>" for n in range(101)]
-        made = self.hf.WhisperTokenizer({name: n for n, name in enumerate([*alphabet, specials[0]])}, merges=[])
+        made = self._bytes({name: n for n, name in enumerate([*alphabet, specials[0]])})
         made.add_special_tokens({"additional_special_tokens": specials[1:], "pad_token": specials[0]})
         made.add_tokens(stamps)
         names = [*alphabet, *specials, *stamps]
         return made, dict(zip(names, made.convert_tokens_to_ids(names), strict=True))
+
+    def _bytes(self, vocabulary):
+        """Return Whisper's tokenizer without merges; before version 5 it is read from files."""
+        if int(self.hf.__version__.split(".")[0]) > 4:
+            return self.hf.WhisperTokenizer(vocabulary, merges=[])
+        paths = [self.folder / name for name in ("vocabulary.json", "merges.txt")]
+        for path, text in zip(paths, (json.dumps(vocabulary), "#version: 0.2\n"), strict=True):
+            path.write_text(text)
+        return self.hf.WhisperTokenizer(*map(str, paths))
 
     def text_to_audio(self):
         config = self.hf.VitsConfig(
@@ -270,3 +280,23 @@ class Makers:
             use_stochastic_duration_prediction=False,
         )
         return self._pipe("text-to-audio", "VitsModel", config, tokenizer=self.words)
+
+    def music(self):
+        """Return audio that is generated, token by token and codebook by codebook."""
+        text = {**T5, "model_type": "t5", "vocab_size": VOCAB, "decoder_start_token_id": 0, "pad_token_id": 0}
+        codec = {"model_type": "encodec", "num_filters": 4, "hidden_size": 16, "codebook_size": 32, "codebook_dim": 16}
+        rates = {"upsampling_ratios": [4, 2], "num_lstm_layers": 1, "sampling_rate": 800, "target_bandwidths": [2.0]}
+        decoder = {
+            "model_type": "musicgen_decoder",
+            "vocab_size": 32,
+            "num_codebooks": 2,
+            "ffn_dim": 32,
+            "pad_token_id": 32,
+        }
+        config = self.hf.MusicgenConfig(
+            text_encoder=text, audio_encoder={**codec, **rates}, decoder={**SMALL, **decoder, "bos_token_id": 32}
+        )
+        model = self._model("MusicgenForConditionalGeneration", config)
+        for name in ("decoder_start_token_id", "pad_token_id", "bos_token_id"):
+            setattr(model.generation_config, name, 32)
+        return self.hf.pipeline("text-to-audio", model, tokenizer=self.words)

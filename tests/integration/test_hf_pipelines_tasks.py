@@ -43,8 +43,9 @@ CASES = {
     SPEECH: (lambda: sound(1), {}, 1, None, "automatic_speech_recognition"),
     "whisper": (lambda: sound(1), {}, 1, None, "automatic_speech_recognition"),
     "text-to-audio": ("the model", {}, 1, 2, "generate_content"),
+    "music": ("the model", {"forward_params": {"do_sample": False, "max_new_tokens": 6}}, 1, 2, "generate_content"),
 }
-GENERATE = {"image-text-to-text", "whisper"}
+GENERATE = {"image-text-to-text", "whisper", "music"}
 
 
 def fresh(given):
@@ -128,6 +129,17 @@ def test_generated_tokens_are_counted(task, tokens, pipeline_for, recorded):
     pipe([fresh(given)] * 2, batch_size=2, **options)
     ends = [payload for _, payload in recorded.by_kind()[Kind.REQUEST_END]]
     assert [(reason, output) for reason, _, output, *_ in ends] == [("length", tokens)] * 2
+
+
+def test_sound_is_no_text(pipeline_for, recorded):
+    """Samples of generated sound are not counted as tokens, neither of a pipeline nor of its model."""
+    pipe = axonize_hf.instrument(pipeline_for("music"))
+    pipe("the model", **CASES["music"][1])
+    with torch.no_grad():
+        pipe.model.generate(torch.tensor([[5, 6]]), do_sample=False, max_new_tokens=6)
+    found = recorded.by_kind()
+    assert [payload for _, payload in found[Kind.RUN_END]] == [(None, None)] * 2
+    assert [payload[:3] for _, payload in found[Kind.REQUEST_END]] == [(None, 2, None)] * 2
 
 
 def test_every_task_of_this_version_is_known(hf):

@@ -38,12 +38,21 @@ def test_a_task_by_its_class(name, operation):
     assert task_of(pipe_of("", name=name)).operation == operation
 
 
+def test_a_subclass_of_a_known_pipeline():
+    """A class of one's own is what it was made from; a task of one's own keeps its name."""
+    known = type(pipe_of("", name="TextClassificationPipeline"))
+    mine = type("Mine", (known,), {})()
+    assert task_of(mine) == TASKS["text-classification"]
+    mine.task = "mood-of-text"
+    assert task_of(mine) == Task("mood_of_text")
+
+
 def test_only_a_model_that_can_generates():
     """Speech recognition generates with one model and not with the other."""
     task = "automatic-speech-recognition"
     assert task_of(pipe_of(task)).generates
     assert not task_of(pipe_of(task, generates=False)).generates
-    assert not task_of(SimpleNamespace(task=task, model=object())).generates
+    assert not task_of(SimpleNamespace(task=task, model=None)).generates
 
 
 @pytest.mark.parametrize(("name", "operation"), [

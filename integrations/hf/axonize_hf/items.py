@@ -93,9 +93,12 @@ def _dropped(model: Any, prefix: int) -> Callable[[list[int]], int]:
     """Return what says how many tokens of a row are not new."""
     if not model.config.is_encoder_decoder or prefix > 1:
         return lambda _: prefix
-    # Whisper leaves out the token that starts the decoder; the others return it.
-    start = model.generation_config.decoder_start_token_id
-    return lambda row: int(row[:1] == [start])
+    # What starts the decoder is returned, or is not (Whisper from 4.57 on); Whisper's has a language and a task.
+    config = model.generation_config
+    starts = {config.decoder_start_token_id, getattr(config, "no_timestamps_token_id", None)}
+    for name in ("lang_to_id", "task_to_id"):
+        starts.update((getattr(config, name, None) or {}).values())
+    return lambda row: next((n for n, token in enumerate(row) if token not in starts), len(row))
 
 
 def _rows(outputs: Any, dropped: Callable[[list[int]], int]) -> list[list[int]] | None:

@@ -124,6 +124,7 @@ class Session:
         try:
             result = original(*args, **kwargs)
         except BaseException as error:
+            self._failed = True
             self._close(item, counted, error)
             raise
         self._close(item, counted)

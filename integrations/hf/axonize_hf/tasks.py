@@ -60,14 +60,20 @@ _HEADS = {"": "embeddings", "ctc": "automatic_speech_recognition", "masked_lm": 
 
 
 def task_of(pipe: Any) -> Task:
-    """Return the task of any pipeline; one that we do not know generates if its model can.
+    """Return the task of any pipeline; one that we do not know generates as its class does, or else if its model can.
 
     A pipeline made from its class has no task's name; its class has, ``TextGenerationPipeline``.
     """
-    name = pipe.task or type(pipe).__name__.removesuffix("Pipeline")
-    known = _known(name)
-    operation, generates = known or Task(_words(name), generates=True)
-    return Task(operation, generates and bool(getattr(pipe.model, "can_generate", bool)()))
+    inherited = next(filter(None, (_known(_class_task(cls)) for cls in type(pipe).__mro__)), None)
+    name = pipe.task or _class_task(type(pipe))
+    task = _known(name) or (inherited if inherited is not None and not pipe.task else None)
+    if task is None:
+        task = Task(_words(name), generates=inherited is None or inherited.generates)
+    return task._replace(generates=task.generates and bool(getattr(pipe.model, "can_generate", bool)()))
+
+
+def _class_task(cls: type) -> str:
+    return cls.__name__.removesuffix("Pipeline")
 
 
 def _known(name: str) -> Task | None:
