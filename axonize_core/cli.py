@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -46,6 +48,7 @@ def cli() -> None:
       axonize requests             the latest requests
       axonize doctor               what is installed, connected, dropped and refused
       axonize plugins              which plugins take part, and what they cost
+      axonize bench overhead       what it costs on this machine
     """  # noqa: D301 - click wants the control character itself
 
 
@@ -96,6 +99,50 @@ def plugins(context: click.Context, as_json: bool) -> None:
     report = plugin_report(Settings.from_env())
     click.echo(json.dumps(report, indent=2, default=str)) if as_json else print_plugins(report)
     context.exit(1 if report["problems"] else 0)
+
+
+@cli.group()
+def bench() -> None:
+    """Measure on this machine what Axonize costs."""
+
+
+@bench.command()
+@click.option("--engine", help="Integration to measure with, or synthetic [default: the first that is installed].")
+@click.option("--model", help="Model to measure with [default: a small one, made on the spot].")
+@click.option(
+    "--seconds", default=120, show_default=True, type=click.IntRange(5), help="About how long to measure, at most."
+)
+@click.option("--rounds", type=click.IntRange(3), help="How many rounds instead, at most; each takes about 3 s.")
+@click.option("--precision", default=0.5, show_default=True, help="End when the interval is ± so many percent wide.")
+@click.option("--pin/--no-pin", default=True, show_default=True, help="Keep the measured process on one core.")
+@click.option("--endpoint", help="OTLP endpoint to export to [default: a local one that keeps nothing].")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the report to this file as well."
+)
+def overhead(
+    seconds: int, rounds: int | None, precision: float, as_json: bool, output: Path | None, **given: Any
+) -> None:
+    """Compare tokens per second with recording on and off.
+
+    The same work is done in short segments, on and off in turns, with a control that compares off with off. What is
+    reported holds for this machine, model and load, and is best measured while nothing else runs.
+    """
+    from axonize_core.bench.overhead import OverheadOptions, measure_overhead  # noqa: PLC0415 - starts processes
+    from axonize_core.bench.overhead_report import overhead_markdown  # noqa: PLC0415 - same
+
+    given["precision"] = precision / 100
+    options = OverheadOptions(rounds=rounds, **given) if rounds else OverheadOptions.lasting(seconds, **given)
+    with click.progressbar(length=options.rounds, label="measuring", file=sys.stderr) as bar:
+        report = measure_overhead(options, lambda done, _: bar.update(done - bar.pos))
+    text = json.dumps(report, indent=2) + "\n" if as_json else overhead_markdown(report, _command_line())
+    if output is not None:
+        output.write_text(text, encoding="utf-8")
+    click.echo(text, nl=False)
+
+
+def _command_line() -> str:
+    return shlex.join(["axonize", *sys.argv[1:]])
 
 
 def _load_commands() -> None:

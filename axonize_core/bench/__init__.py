@@ -1,0 +1,1 @@
+"""``axonize bench``: what Axonize costs, measured on the user's own machine."""
