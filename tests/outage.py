@@ -52,16 +52,17 @@ class Engine:
 
     def __init__(self, directory, url, requests_per_s, **env):
         self.runtime = directory / "run"
-        given = {
+        self.env = {
             "AXONIZE_RUNTIME_DIR": str(self.runtime),
             "AXONIZE_STATE_DIR": str(directory / "state"),
             "AXONIZE_GPU_PROVIDER": "simulated",
             "OTEL_EXPORTER_OTLP_ENDPOINT": url,
             "OTEL_SERVICE_NAME": "outage",
+            **env,
         }
         self._process = subprocess.Popen(
             [sys.executable, "-c", _LOAD, str(requests_per_s)],
-            env={**os.environ, **given, **env},
+            env={**os.environ, **self.env},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -78,6 +79,14 @@ class Engine:
         """Return what the agent says of itself."""
         (socket,) = self.runtime.glob("agent-*.sock")
         return agent_status(socket)
+
+    def runs(self):
+        """Say whether an agent answers."""
+        try:
+            self.agent()
+        except (OSError, ValueError):
+            return False
+        return True
 
     def export(self):
         """Return what the agent's exporter says."""

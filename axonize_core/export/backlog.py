@@ -47,11 +47,15 @@ class Backlog:
         self._memory_bytes = 0
         self._memory_limit_bytes = memory_bytes
         self._clock = clock
+        self._closed = False
         self._lock = threading.Lock()
 
     def append(self, batch: Batch) -> None:
         """Add a batch at the end, or drop and count it when there is no room. Never raises."""
         with self._lock:
+            if self._closed:
+                self.dropped["shutdown"] += batch.items
+                return
             self._keep(batch)
             self._move_to_disk()
 
@@ -71,6 +75,7 @@ class Backlog:
     def close(self) -> int:
         """Let go of the files; return how many items stay on disk. What is in memory is dropped and counted."""
         with self._lock:
+            self._closed = True
             self._move_to_disk()
             self.dropped["shutdown"] += sum(batch.items for batch in self._memory)
             self._memory.clear()

@@ -52,7 +52,7 @@ class OtlpExport:
     """Owns the queue directory, the encoder thread and a lane for each signal that is wanted."""
 
     def __init__(self, context: AgentContext) -> None:
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter(spans_queued=0, samples_queued=0, export_failures=0)
         self._settings = context.settings
         self._spans: deque[ReadableSpan] = deque()
         self._samples: deque[GpuSample] = deque()
@@ -89,10 +89,11 @@ class OtlpExport:
         self._thread.join(timeout_s)
         ended = [lane.stop(deadline) for lane in self._lanes.values()]
         # A thread that still waits for an answer keeps the directory locked until the process ends.
-        if self._directory is not None and all(ended):
+        if self._directory is not None and all(ended) and not self._thread.is_alive():
             self._directory.release()
-        if dropped := self.facts()["spans_dropped"]:
-            logger.error("%d spans were dropped: %s", dropped, self.facts()["lanes"]["traces"]["dropped"])
+        for signal, lane in self.facts()["lanes"].items():
+            if lane["dropped"]:
+                logger.error("%s were dropped: %s", _WHAT[signal], lane["dropped"])
 
     def facts(self) -> dict[str, Any]:
         """Return the counters, for ``axonize doctor``: sums here, details by signal under ``lanes``."""

@@ -99,6 +99,8 @@ def test_closing_keeps_what_is_on_disk_and_counts_what_is_not(tmp_path):
     backlog = make(disk(tmp_path))
     backlog.append(batch(0))
     assert backlog.close() == 2
+    backlog.append(batch(1))
+    assert backlog.facts()["dropped"] == {"shutdown": 2}
     assert drain(make(disk(tmp_path))) == [batch(0)]
     lost = make(None, fallback="no disk")
     lost.append(batch(1))
