@@ -118,6 +118,12 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("AXONIZE_GPU_PROVIDER", "auto", "", "`auto` (NVML when there is one), `nvml`, `simulated` or `none`"),
     Setting("AXONIZE_GPU_INTERVAL_MS", "1000", "ms", "time between two GPU samples, 100 or more"),
+    Setting(
+        "AXONIZE_HF_DEVICE_TIME",
+        "false",
+        "",
+        "`true` times the steps of transformers' generate on the GPU too, by CUDA events; some us a step",
+    ),
     Setting("OTEL_SERVICE_NAME", "unknown_service:<engine>", "", "service.name of the spans"),
     Setting("OTEL_RESOURCE_ATTRIBUTES", "", "key=value,…", "more resource attributes, percent-encoded"),
     Setting("OTEL_TRACES_EXPORTER", "otlp", "", "`none` keeps spans in the agent, for its plugins only"),
@@ -156,6 +162,7 @@ class Settings:
     plugin_settings: Mapping[str, str] = field(default_factory=dict)
     gpu_provider: str = "auto"
     gpu_interval_ms: int = 1000
+    hf_device_time: bool = False
     service_name: str = ""
     resource: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str = ""
@@ -187,6 +194,7 @@ class Settings:
             plugin_settings={name: value for name, value in env.items() if name.startswith(_PLUGIN_PREFIX)},
             gpu_provider=_choice(env, "AXONIZE_GPU_PROVIDER", ("auto", "nvml", "simulated", "none")),
             gpu_interval_ms=_integer(env, "AXONIZE_GPU_INTERVAL_MS", 1000, 100),
+            hf_device_time=_flag(env, "AXONIZE_HF_DEVICE_TIME"),
             service_name=_text(env.get("OTEL_SERVICE_NAME", "")) or resource.get("service.name", ""),
             resource=resource,
             fingerprint=_fingerprint(env),

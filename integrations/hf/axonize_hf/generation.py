@@ -9,6 +9,7 @@ from axonize_core.recorder import get_recorder
 from axonize_hf.answer import read_answer
 from axonize_hf.call import read_call
 from axonize_hf.context import context_at, current_contexts
+from axonize_hf.device_time import device_time
 from axonize_hf.run import (
     Batch,
     Run,
@@ -80,7 +81,8 @@ def _begin(
         batch = Batch(source, seqs, call.prompt_tokens)
     batch.rules, batch.prefix = call.rules, call.prefix
     said = adapters(model, len(batch.seqs))
-    return Generation(call, batch, Run(model, batch, call.mode), said, own=own)
+    run = Run(model, batch, call.mode, device_time(model))
+    return Generation(call, batch, run, said, own=own)
 
 
 class Generation:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from axonize_hf.context import RequestContext
+    from axonize_hf.device_time import DeviceTime
     from axonize_hf.tokens import StopRules
 
 __all__ = ["Batch", "Run", "append_step", "close_request", "current_batch", "current_run", "guarded", "open_request"]
@@ -46,7 +47,7 @@ append_step: ContextVar[Callable[[int], None] | None] = ContextVar("axonize_hf_a
 class Run:
     """One outermost ``generate`` or forward of ``owner``: announced when made, current until ``leave``."""
 
-    def __init__(self, owner: object, batch: Batch, mode: str) -> None:
+    def __init__(self, owner: object, batch: Batch, mode: str, device: DeviceTime | None = None) -> None:
         recorder = get_recorder()
         self.owner = owner
         self.mode = mode
@@ -57,19 +58,27 @@ class Run:
         payload = (batch.source, batch.seqs, batch.prompt_tokens, mode, self.times)
         recorder.emit(Kind.RUN, self._handle, payload)
         self._run_token = current_run.set(self)
-        self._step_token = append_step.set(None if mode == "forward" else self.times.append)
+        self._device = device
+        append = self.times.append if device is None else device.marking(self.times.append)
+        self._step_token = append_step.set(None if mode == "forward" else append)
 
     def leave(self) -> int:
         """Stop being the current run, close the live list and return the number of steps. Same thread."""
         append_step.reset(self._step_token)
         current_run.reset(self._run_token)
         steps = len(self.times)
+        if self._device is not None:
+            self._device.mark()
         self.times.append(-get_recorder().clock())
         return steps
 
     def end(self, new_tokens: int | None, error: str | None, attributes: tuple[Any, ...] | None = None) -> None:
         """Record the end; ``new_tokens`` is per row, padding included; ``attributes`` are each member's."""
-        payload = (new_tokens, error) if attributes is None else (new_tokens, error, attributes)
+        payload: tuple[Any, ...] = (new_tokens, error)
+        if self._device is not None:
+            payload = (new_tokens, error, attributes, self._device.take())
+        elif attributes is not None:
+            payload = (new_tokens, error, attributes)
         get_recorder().emit(Kind.RUN_END, self._handle, payload)
 
 
