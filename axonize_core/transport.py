@@ -244,7 +244,9 @@ class SocketTransport:
         self._backoff_s = min(self._backoff_s * 1.5, BACKOFF_S[1])
         if not nobody:
             self._recorder.count_error(f"transport.{type(error).__name__}")
-        why = f"nobody is there, AXONIZE_AGENT={self._settings.agent}" if nobody else str(error)
+        why = "nobody listens there" if nobody else str(error)
+        if nobody and self._starter is not None:
+            why = f"its agent does not come up, see the log in {self._settings.runtime_dir}"
         self._absence.missing(self._start_agent() or why, self._recorder.queued(), self._recorder.dropped_total())
 
     def _start_agent(self) -> str:

@@ -80,7 +80,7 @@ class Place:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            **popen,
+            **{"cwd": self.directory, **popen},  # elsewhere than in a checkout, whose packages would come first
         )
         self._programs.append(program)
         return program
@@ -102,6 +102,7 @@ class Place:
             text=True,
             timeout=60,
             check=False,
+            cwd=self.directory,
         )
         assert done.stdout, done.stderr
         return [f for f in json.loads(done.stdout) if f["part"] == "agent"]
