@@ -53,6 +53,12 @@ class Makers:
     def _model(self, name, config):
         return _seeded(lambda: getattr(self.hf, name)(config))
 
+    def _needs(self, task):
+        """Skip where this version of transformers has no such pipeline."""
+        known = importlib.import_module("transformers.pipelines").SUPPORTED_TASKS
+        if task.partition("_")[0] not in known:
+            pytest.skip(f"transformers {self.hf.__version__} has no {task} pipeline")
+
     def _pipe(self, task, name, config, **parts):
         return self.hf.pipeline(task, self._model(name, config), **parts)
 
@@ -77,9 +83,15 @@ class Makers:
         return self._pipe("token-classification", **self._bert("TokenClassification"), tokenizer=self.words, **options)
 
     def question_answering(self):
-        if not hasattr(self.hf, "QuestionAnsweringPipeline"):
-            pytest.skip("this version of transformers has no question-answering pipeline")
+        self._needs("question-answering")
         return self._pipe("question-answering", **self._bert("QuestionAnswering"), tokenizer=self.words)
+
+    def document_question_answering(self):
+        self.words.add_special_tokens({"cls_token": "<bos>", "sep_token": "<eos>"})
+        self.words.padding_side, self.words.model_max_length = "right", 32
+        config = self.hf.LayoutLMConfig(vocab_size=VOCAB, max_position_embeddings=64, pad_token_id=0, **SMALL)
+        name = "LayoutLMForQuestionAnswering"
+        return self._pipe("document-question-answering", name, config, tokenizer=self.words)
 
     def zero_shot_classification(self):
         labels = {"entailment": 0, "neutral": 1, "contradiction": 2}
@@ -138,6 +150,28 @@ class Makers:
         parts = {"tokenizer": self.words, "image_processor": processor}
         return self._pipe("zero-shot-image-classification", "CLIPModel", config, **parts)
 
+    def zero_shot_audio_classification(self):
+        text = {**SMALL, "vocab_size": VOCAB, "max_position_embeddings": 64, "pad_token_id": 0, "projection_dim": 16}
+        audio = {
+            "hidden_size": 16,
+            "patch_embeds_hidden_size": 8,
+            "depths": [1, 1],
+            "num_attention_heads": [2, 2],
+            "num_hidden_layers": 2,
+            "spec_size": 32,
+            "window_size": 4,
+            "patch_size": 4,
+            "patch_stride": (4, 4),
+            "num_mel_bins": 8,
+            "projection_dim": 16,
+        }
+        config = self.hf.ClapConfig(text_config=text, audio_config=audio, projection_dim=16)
+        extractor = self.hf.ClapFeatureExtractor(
+            8, sampling_rate=RATE_HZ, hop_length=320, max_length_s=1, truncation="rand_trunc", padding_side="left"
+        )
+        parts = {"tokenizer": self.words, "feature_extractor": extractor}
+        return self._pipe("zero-shot-audio-classification", "ClapModel", config, **parts)
+
     def zero_shot_object_detection(self):
         text = {**SMALL, "vocab_size": VOCAB, "max_position_embeddings": 16, "eos_token_id": 2}
         config = self.hf.OwlViTConfig(text_config=text, vision_config={**SMALL, **PATCHES}, projection_dim=16)
@@ -145,7 +179,35 @@ class Makers:
         parts = {"tokenizer": self.words, "image_processor": processor}
         return self._pipe("zero-shot-object-detection", "OwlViTForObjectDetection", config, **parts)
 
+    def _t5(self, task):
+        self._needs(task)
+        config = self.hf.T5Config(vocab_size=VOCAB, **T5, decoder_start_token_id=0, pad_token_id=0, eos_token_id=2)
+        options = {"max_new_tokens": 4, "num_beams": 1}
+        return self._pipe(task, "T5ForConditionalGeneration", config, tokenizer=self.words, **options)
+
+    def text2text_generation(self):
+        return self._t5("text2text-generation")
+
+    def summarization(self):
+        return self._t5("summarization")
+
+    def translation(self):
+        return self._t5("translation_en_to_fr")
+
+    def image_to_text(self):
+        self._needs("image-to-text")
+        decoder = {**SMALL, "model_type": "bert", "vocab_size": VOCAB, "is_decoder": True, "add_cross_attention": True}
+        config = self.hf.VisionEncoderDecoderConfig(encoder={**SMALL, **PATCHES, "model_type": "vit"}, decoder=decoder)
+        model = self._model("VisionEncoderDecoderModel", config)
+        for name, value in {"decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": None}.items():
+            setattr(model.generation_config, name, value)
+            setattr(model.config, name, value)
+        processor = self._image_processor("ViTImageProcessor", size={"height": 32, "width": 32})
+        parts = {"tokenizer": self.words, "image_processor": processor, "max_new_tokens": 4}
+        return self.hf.pipeline("image-to-text", model, **parts)
+
     def image_text_to_text(self):
+        self._needs("image-text-to-text")
         self.words.add_special_tokens({"additional_special_tokens": ["<image>"]})
         picture_id = self.words.convert_tokens_to_ids("<image>")
         text = {**SMALL, "model_type": "llama", "vocab_size": VOCAB + 2, "pad_token_id": 0, "eos_token_id": 2}

@@ -17,6 +17,12 @@ pytest.importorskip("transformers")
 
 LABELS = {"candidate_labels": ["a", "model", "gpus"]}
 SPEECH = "automatic-speech-recognition"
+OLD = {"text2text-generation", "summarization", "translation"}
+PAGE = {
+    "image": None,
+    "question": "the model",
+    "word_boxes": [["served", [0, 0, 10, 10]], ["this", [20, 0, 30, 10]], ["request", [40, 0, 60, 10]]],
+}
 QUESTION = {"question": "the model", "context": "on one of our gpus"}
 
 
@@ -39,13 +45,19 @@ CASES = {
     "zero-shot-image-classification": (picture, LABELS, 1, None, "classification"),
     "zero-shot-object-detection": (lambda: {"image": picture(), **LABELS}, {}, 3, 1, "object_detection"),
     "image-text-to-text": (chat, {}, 1, 6, "chat"),
+    "document-question-answering": (lambda: dict(PAGE), {}, 1, 5, "question_answering"),
+    "text2text-generation": ("the model served", {}, 1, 3, "text_completion"),
+    "summarization": ("the model served", {}, 1, 3, "text_completion"),
+    "translation": ("the model served", {}, 1, 3, "text_completion"),
+    "image-to-text": (picture, {}, 1, None, "generate_content"),
     "audio-classification": (lambda: sound(1), {}, 1, None, "classification"),
+    "zero-shot-audio-classification": (lambda: sound(1), LABELS, 1, None, "classification"),
     SPEECH: (lambda: sound(1), {}, 1, None, "automatic_speech_recognition"),
     "whisper": (lambda: sound(1), {}, 1, None, "automatic_speech_recognition"),
     "text-to-audio": ("the model", {}, 1, 2, "generate_content"),
     "music": ("the model", {"forward_params": {"do_sample": False, "max_new_tokens": 6}}, 1, 2, "generate_content"),
 }
-GENERATE = {"image-text-to-text", "whisper", "music"}
+GENERATE = {"image-text-to-text", "whisper", "music", "image-to-text", *OLD}
 
 
 def fresh(given):
@@ -121,7 +133,10 @@ def test_pipelines_stay_what_they_are(task, pipeline_for, recorded):
     assert recorded.take() == []
 
 
-@pytest.mark.parametrize(("task", "tokens"), [("image-text-to-text", 4), ("whisper", 8)])
+@pytest.mark.parametrize(
+    ("task", "tokens"),
+    [("image-text-to-text", 4), ("whisper", 8), *((task, 4) for task in ("image-to-text", *sorted(OLD)))],
+)
 def test_generated_tokens_are_counted(task, tokens, pipeline_for, recorded):
     """Of images and speech the answer's tokens are counted as they are of text, without the prompt's."""
     given, options, *_ = CASES[task]
