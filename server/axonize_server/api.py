@@ -10,7 +10,9 @@ import asyncio
 import re
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from axonize_core.errors import StoreError
-from axonize_server import query
+from axonize_server import query, query_gpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from axonize_server.health import Health
+    from axonize_server.registry.base import Registry
     from axonize_server.store.clickhouse import ClickHouseStore
 
 __all__ = ["ApiServer", "make_app"]
@@ -36,6 +39,7 @@ __all__ = ["ApiServer", "make_app"]
 _THREADS = 4
 _MOST = 1000
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_MOMENT = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
 _SINCE = re.compile(r"(\d{1,9})([smhd])")
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 503: "store_unavailable"}
 
@@ -69,13 +73,15 @@ class ApiServer:
         self._socket.close()
 
 
-def make_app(store: ClickHouseStore, health: Health, tenant: str) -> Starlette:
+def make_app(store: ClickHouseStore, registry: Registry, health: Health, tenant: str) -> Starlette:
     """Give the application that answers for one tenant."""
-    handlers = _Handlers(store, health, tenant)
+    handlers = _Handlers(store, registry, health, tenant)
     routes = {
         "/api/v1/requests": handlers.requests,
         "/api/v1/traces/{trace_id}": handlers.trace,
         "/api/v1/batches": handlers.batches,
+        "/api/v1/gpus": handlers.gpus,
+        "/api/v1/engines": handlers.engines,
         "/api/v1/health": handlers.health,
         "/healthz": handlers.alive,
         "/readyz": handlers.ready,
@@ -88,8 +94,9 @@ def make_app(store: ClickHouseStore, health: Health, tenant: str) -> Starlette:
 
 
 class _Handlers:
-    def __init__(self, store: ClickHouseStore, health: Health, tenant: str) -> None:
+    def __init__(self, store: ClickHouseStore, registry: Registry, health: Health, tenant: str) -> None:
         self._store = store
+        self._registry = registry
         self._health = health
         self._tenant = tenant
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="axonize-query")
@@ -126,6 +133,26 @@ class _Handlers:
             request_seq=asked.number("request_seq", None, least=0, most=2**63 - 1),
         )
         return JSONResponse({"batches": found})
+
+    async def gpus(self, request: Request) -> Response:
+        asked = _Asked(request, "at", "compute_resource", "node")
+        found = await self._run(
+            partial(
+                query_gpus.gpus,
+                self._registry,
+                self._store,
+                tenant=self._tenant,
+                at_ns=asked.moment_ns("at"),
+                compute_resource=asked.text("compute_resource"),
+                node=asked.text("node"),
+            )
+        )
+        return JSONResponse(found)
+
+    async def engines(self, request: Request) -> Response:
+        window_s = _Asked(request, "window").since_s("window", "60s") or 1.0
+        found = await self._ask(query_gpus.engines, window_s=window_s)
+        return JSONResponse({"window_s": window_s, "engines": found})
 
     async def health(self, _: Request) -> Response:
         return JSONResponse(await self._run(self._health.report))
@@ -176,11 +203,27 @@ class _Asked:
             raise HTTPException(400, f"{name} must be a number from {least} to {most}, not {value!r}")
         return int(value)
 
-    def since_s(self) -> float:
-        value = self.text("since") or "15m"
+    def since_s(self, name: str = "since", default: str = "15m") -> float:
+        value = self.text(name) or default
         if not (match := _SINCE.fullmatch(value)):
-            raise HTTPException(400, f"since must be a number with s, m, h or d, like 15m, not {value!r}")
+            raise HTTPException(400, f"{name} must be a number with s, m, h or d, like 15m, not {value!r}")
         return int(match[1]) * _UNITS_S[match[2]]
+
+    def moment_ns(self, name: str) -> int | None:
+        """Give a time in ns since the epoch: RFC 3339 with its zone, or how long ago."""
+        value = self.text(name)
+        if value is None:
+            return None
+        if _SINCE.fullmatch(value):
+            return max(0, time.time_ns() - int(self.since_s(name)) * 10**9)
+        match = _MOMENT.fullmatch(value)
+        try:
+            second = datetime.fromisoformat(match[1] + match[3].replace("Z", "+00:00")) if match else None
+        except ValueError:
+            second = None
+        if match is None or second is None:
+            raise HTTPException(400, f"{name} must be like 2026-03-01T10:20:00Z, or 15m for so long ago, not {value!r}")
+        return int(second.timestamp()) * 10**9 + int((match[2] or "").ljust(9, "0"))
 
 
 async def _refused(_: Request, error: Exception) -> Response:

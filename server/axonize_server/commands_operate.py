@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from axonize_server.migrate import migrate_registry, migrate_store
-from axonize_server.registry.sqlite import open_registry
+from axonize_server.registry.address import open_registry
 from axonize_server.settings import load_settings
 from axonize_server.settings_texts import options
 from axonize_server.store.clickhouse import ClickHouseStore

@@ -13,7 +13,8 @@ from axonize_server.stats import read_stats, receivers_alive
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from axonize_server.registry.sqlite import SqliteRegistry
+    from axonize_server.registry.base import Registry
+    from axonize_server.registry.sync import RegistrySync
     from axonize_server.settings import Settings
     from axonize_server.store.clickhouse import ClickHouseStore
 
@@ -40,25 +41,31 @@ class Health:
     """Looks at all parts when asked; any thread."""
 
     def __init__(
-        self, settings: Settings, store: ClickHouseStore, registry: SqliteRegistry, counters: Counters
+        self,
+        settings: Settings,
+        store: ClickHouseStore,
+        registry: Registry,
+        counters: Counters,
+        sync: RegistrySync | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
         self._registry = registry
         self._counters = counters
+        self._sync = sync
 
     def report(self) -> dict[str, Any]:
         """Give the answer of `GET /api/v1/health`; it is "degraded" when something needs a person's eye."""
-        store, registry = self._store_facts(), self._registry.ping()
+        store, registry = self._store_facts(), self._registry_facts()
         refused = self._refused_segments()
-        good = store["ok"] and registry and not refused and self._counters.last_error is None
+        good = store["ok"] and registry["ok"] and not refused and self._counters.last_error is None
         return {
             "status": "ok" if good else "degraded",
             "version": __version__,
             "store": store,
-            "registry": {"dsn": self._registry.text, "ok": registry},
+            "registry": registry,
             "spool": {**self._spool(), "refused_segments": refused, "last_error": self._counters.last_error},
-            "counters": {"writer": self._counters.numbers(), **self._received()},
+            "counters": {"writer": self._counters.numbers(), "registry": self._synced(), **self._received()},
         }
 
     def not_ready(self) -> str | None:
@@ -73,6 +80,7 @@ class Health:
         spool = self._spool()
         lines = [f"axonize_spool_{name} {value or 0}" for name, value in spool.items()]
         lines += [f"axonize_writer_{name}_total {value}" for name, value in self._counters.numbers().items()]
+        lines += [f"axonize_registry_{name}_total {value}" for name, value in self._synced().items()]
         for name, value in self._received().get("receivers", {}).items():
             metric, _, what = name.partition(".")
             lines.append(f'axonize_receiver_{metric}_total{{of="{what}"}} {value}')
@@ -84,6 +92,14 @@ class Health:
             return {**facts, "ok": True, "rows": self._store.rows()}
         except StoreError as e:
             return {**facts, "ok": False, "rows": {}, "error": str(e)}
+
+    def _registry_facts(self) -> dict[str, Any]:
+        """The registry is well when it answers and what agents report arrives in it."""
+        error = self._sync.last_error if self._sync else None
+        return {"dsn": self._registry.text, "ok": self._registry.ping() and error is None, "last_error": error}
+
+    def _synced(self) -> dict[str, int]:
+        return self._sync.numbers() if self._sync else {}
 
     def _spool(self) -> dict[str, float | None]:
         segments = sealed_segments(self._settings.spool_dir)

@@ -21,7 +21,7 @@ from axonize_core.errors import AxonizeError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from axonize_server.registry.sqlite import SqliteRegistry
+    from axonize_server.registry.base import Registry
     from axonize_server.settings import Settings
     from axonize_server.store.clickhouse import ClickHouseStore
 
@@ -119,7 +119,7 @@ def migrate_store(store: ClickHouseStore, settings: Settings, *, dry_run: bool =
     return applied
 
 
-def migrate_registry(registry: SqliteRegistry, *, dry_run: bool = False) -> list[Applied]:
+def migrate_registry(registry: Registry, *, dry_run: bool = False) -> list[Applied]:
     """Apply what the registry lacks, all or nothing; others wait on the database's own write lock.
 
     Raises:

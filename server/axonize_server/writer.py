@@ -25,11 +25,12 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from axonize_core.errors import AxonizeError
+from axonize_core.errors import AxonizeError, StoreError
 from axonize_server.api import ApiServer, make_app
 from axonize_server.health import Counters, Health
 from axonize_server.migrate import migrate_registry, migrate_store
-from axonize_server.registry.sqlite import open_registry
+from axonize_server.registry.address import open_registry
+from axonize_server.registry.sync import RegistrySync
 from axonize_server.spool import SIGNALS, Segment, read_header, remove, sealed_segments
 from axonize_server.store.clickhouse import ClickHouseStore, SegmentRefusedError, StoreUnreachableError
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
     from tenacity import RetryCallState
 
+    from axonize_server.migrate import Applied
+    from axonize_server.registry.base import Registry
     from axonize_server.settings import Settings
 
 __all__ = ["Writer", "WriterLockedError", "run"]
@@ -164,7 +167,7 @@ def run(settings: Settings, ready: Callable[[int], None] | None = None) -> None:
     Raises:
         WriterLockedError: Another writer has the data directory.
         ConfigurationError: An address cannot be used, or ClickHouse is too old.
-        StoreError: Store or registry cannot be opened or migrated.
+        StoreError: The store cannot be opened or migrated, or the registry's file cannot be opened.
         OSError: The API's port is taken.
     """
     stop = threading.Event()
@@ -176,10 +179,12 @@ def run(settings: Settings, ready: Callable[[int], None] | None = None) -> None:
             _log.info("writer_stopped", reason="the store was never reached; what was acknowledged waits in the spool")
             return
         registry = open_registry(settings.registry)
-        applied = [*migrate_store(store, settings), *migrate_registry(registry)]
-        app = make_app(store, Health(settings, store, registry, counters), settings.tenant)
+        applied = [*migrate_store(store, settings), *_migrated(registry)]
+        sync = RegistrySync(store, registry)
+        app = make_app(store, registry, Health(settings, store, registry, counters, sync), settings.tenant)
         server = ApiServer(app, settings.host, settings.api_port)
         server.start()
+        sync.start()
         _log.info("writer_ready", store=store.dsn.text, api_port=server.port, migrations=len(applied))
         if ready:
             ready(server.port)
@@ -187,7 +192,18 @@ def run(settings: Settings, ready: Callable[[int], None] | None = None) -> None:
             Writer(store, settings.spool_dir, counters, stop).run(settings.drain_s)
         finally:
             server.stop()
+            sync.stop()
+            registry.close()
     _log.info("writer_stopped", **counters.numbers())
+
+
+def _migrated(registry: Registry) -> list[Applied]:
+    """Bring the registry's schema up to date; one that is away is migrated when it is back."""
+    try:
+        return migrate_registry(registry)
+    except StoreError as e:
+        _log.warning("registry_unreachable", registry=registry.text, error=str(e))
+        return []
 
 
 @contextlib.contextmanager

@@ -10,15 +10,17 @@ import pytest
 from axonize_core.errors import StoreError
 from axonize_server import migrate
 from axonize_server.migrate import Migration, MigrationError, load, migrate_registry, migrate_store
-from axonize_server.registry.sqlite import open_registry
+from axonize_server.registry.address import open_registry
 from axonize_server.settings import Settings
 
 ARCHITECTURE = Path(__file__).parents[2] / "ARCHITECTURE.md"
-STORE_TABLES = {"spans", "batches", "traces", "requests_1m", "metrics", "gpu_metrics"}
+STORE_TABLES = {"spans", "batches", "traces", "requests_1m", "metrics", "gpu_metrics", "gpu_inventory"}
 REGISTRY_TABLES = {
     "physical_gpus",
     "compute_resources",
     "resource_contexts",
+    "gpu_sightings",
+    "registry_state",
     "prices",
     "engine_compatibility",
     "tenants",
@@ -94,6 +96,7 @@ def test_the_days_of_the_settings_are_used(empty_store, tmp_path):
         {"d": empty_store.database},
     )
     days["requests_1m"] = days.pop("rollups")
+    days["gpu_inventory"] = days["spans"]
     assert {row["name"]: int(row["days"]) for row in rows} == days
 
 
@@ -140,4 +143,4 @@ def test_a_stopped_migration_goes_on(empty_store, settings, monkeypatch):
         patch.setattr(migrate, "load", lambda _: broken)
         with pytest.raises(StoreError, match="SYNTAX_ERROR"):
             migrate_store(empty_store, settings)
-    assert [done.number for done in migrate_store(empty_store, settings)] == [3, 4, 5, 6]
+    assert [done.number for done in migrate_store(empty_store, settings)] == [3, 4, 5, 6, 7]

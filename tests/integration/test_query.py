@@ -13,7 +13,7 @@ from axonize_core import attributes as names
 from axonize_server.api import make_app
 from axonize_server.health import Counters, Health
 from axonize_server.query import batches, requests, trace
-from axonize_server.registry.sqlite import open_registry
+from axonize_server.registry.address import open_registry
 from axonize_server.spool import INSERT_SETTINGS
 from axonize_server.stats import receivers_alive, write_stats
 from own_spans import OwnLoad, as_requests, own_span
@@ -211,8 +211,9 @@ def test_members_are_unknown_until_their_request_is_stored(store, write_segment)
 
 @pytest.fixture
 def client(store, settings):
-    health = Health(settings, store, open_registry(settings.registry), Counters())
-    with TestClient(make_app(store, health, "default")) as client:
+    registry = open_registry(settings.registry)
+    health = Health(settings, store, registry, Counters())
+    with TestClient(make_app(store, registry, health, "default")) as client:
         yield client
 
 
@@ -295,9 +296,10 @@ def test_health_says_what_is_wrong(store, settings):
 
 def test_a_store_that_went_away(clickhouse_front, http_store, settings):
     """With the store away the API says so: 503, not ready, degraded; and it recovers by itself."""
-    health = Health(settings, http_store, open_registry(settings.registry), Counters())
+    registry = open_registry(settings.registry)
+    health = Health(settings, http_store, registry, Counters())
     write_stats(settings.data_dir, 0, {})
-    with TestClient(make_app(http_store, health, "default")) as client:
+    with TestClient(make_app(http_store, registry, health, "default")) as client:
         clickhouse_front.away = True
         assert client.get("/readyz").status_code == 503
         answer = client.get("/api/v1/requests")

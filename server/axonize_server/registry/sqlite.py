@@ -1,33 +1,28 @@
-"""The registry in one SQLite file: identity of GPUs, prices, tenants."""
+"""The registry in one SQLite file: the default, nothing to set up."""
 
 from __future__ import annotations
 
 import sqlite3
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
-from axonize_core.errors import ConfigurationError, StoreError
+from axonize_core.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
-__all__ = ["Run", "SqliteRegistry", "open_registry"]
+    from axonize_server.registry.base import Run
+
+__all__ = ["SqliteRegistry"]
 
 _LOCK_WAIT_S = 10.0
 
 
-class Run(Protocol):
-    """Runs one statement inside a transaction and gives its rows; parameters are written `%s`."""
-
-    def __call__(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Run it."""
-        ...
-
-
 class SqliteRegistry:
     """One file; every transaction has a connection of its own, so any thread may use it."""
+
+    texts = "json_each(%s)"
 
     def __init__(self, path: Path) -> None:
         """Create the file if need be.
@@ -44,6 +39,11 @@ class SqliteRegistry:
         with self.transaction() as run:
             run("SELECT 1")
 
+    def records(self, table: str, columns: Sequence[str]) -> str:  # noqa: ARG002 - SQLite types values, not columns
+        """Give a SELECT of these columns out of a JSON array of objects: one parameter."""
+        values = ", ".join(f"json_extract(value, '$.{column}')" for column in columns)
+        return f"SELECT {values} FROM json_each(%s) WHERE true"  # noqa: S608  our own names; WHERE parts it from ON
+
     @contextmanager
     def transaction(self, *, commit: bool = True) -> Iterator[Run]:
         """Hold the database's write lock: commits at the end if asked to, rolls back on an exception.
@@ -51,15 +51,30 @@ class SqliteRegistry:
         Raises:
             StoreError: SQLite refused, or another process held the lock for 10 s.
         """
+        with self._connection("IMMEDIATE", "COMMIT" if commit else "ROLLBACK") as run:
+            yield run
+
+    @contextmanager
+    def reading(self) -> Iterator[Run]:
+        """Read one consistent state.
+
+        Raises:
+            StoreError: SQLite refused.
+        """
+        with self._connection("DEFERRED", "ROLLBACK") as run:
+            yield run
+
+    @contextmanager
+    def _connection(self, begin: str, end: str) -> Iterator[Run]:
         try:
             connection = sqlite3.connect(self.path, timeout=_LOCK_WAIT_S, isolation_level=None)
         except sqlite3.Error as e:
             raise StoreError(f"registry {self.text!r} cannot be opened: {e}") from e
         try:
             connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(f"BEGIN {begin}")
             yield _runner(connection)
-            connection.execute("COMMIT" if commit else "ROLLBACK")
+            connection.execute(end)
         except sqlite3.Error as e:
             raise StoreError(f"registry {self.text!r}: {e}") from e
         finally:
@@ -68,10 +83,13 @@ class SqliteRegistry:
     def ping(self) -> bool:
         """Say whether the database answers."""
         try:
-            with self.transaction() as run:
+            with self.reading() as run:
                 return run("SELECT 1") == [(1,)]
         except StoreError:
             return False
+
+    def close(self) -> None:
+        """Nothing is kept open."""
 
 
 def _runner(connection: sqlite3.Connection) -> Run:
@@ -79,18 +97,3 @@ def _runner(connection: sqlite3.Connection) -> Run:
         return connection.execute(sql.replace("%s", "?"), tuple(parameters)).fetchall()
 
     return run
-
-
-def open_registry(dsn: str) -> SqliteRegistry:
-    """Open the registry at `sqlite:///file`.
-
-    Raises:
-        ConfigurationError: The address is none we can use.
-        StoreError: The file cannot be opened.
-    """
-    parts = urlsplit(dsn)
-    if parts.scheme in ("postgres", "postgresql"):
-        raise ConfigurationError("a PostgreSQL registry comes in a later release: use sqlite:///file until then")
-    if parts.scheme != "sqlite" or parts.netloc or not parts.path.strip("/"):
-        raise ConfigurationError(f"registry {dsn!r} is no address: give sqlite:///absolute/file.db")
-    return SqliteRegistry(Path("/" + parts.path.lstrip("/")))
