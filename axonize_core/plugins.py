@@ -253,7 +253,7 @@ def _name(plugin: object) -> str:
 
 def _text(error: BaseException) -> str:
     try:
-        return " ".join(repr(error).split())
+        return " ".join(f"{type(error).__name__}: {error}".split())
     except Exception:  # noqa: BLE001 - the exception is somebody else's as well
         return type(error).__name__
 

@@ -422,7 +422,7 @@ def test_a_name_that_is_not_installed_is_reported(install):
 
 BAD = {
     "missing": ("import no_such_module_at_all", "cannot be loaded: ModuleNotFoundError"),
-    "exits": ("import sys; sys.exit(1)", "cannot be loaded: SystemExit(1)"),
+    "exits": ("import sys; sys.exit(1)", "cannot be loaded: SystemExit: 1"),
     "syntax": ("def", "cannot be loaded: SyntaxError"),
     "misspelt": (
         "from axonize_core import hookimpl\n@hookimpl\ndef axonize_reqests(events): ...",
