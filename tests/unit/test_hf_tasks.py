@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from axonize_hf.tasks import TASKS, Task, model_operation, task_of
+
+GUIDE = Path(__file__).resolve().parents[2] / "docs/huggingface.md"
 
 
 def pipe_of(task, *, generates=True, name="MyOwnPipeline"):
@@ -65,6 +68,17 @@ def test_only_a_model_that_can_generates():
 def test_a_model_by_its_head(name, operation):
     """A model that is called itself reports what its head is for."""
     assert model_operation(name) == operation
+
+
+def test_the_guide_names_every_task():
+    """The guide's table has every operation, and the tasks behind those that several share."""
+    table = GUIDE.read_text().partition("| task |")[2].partition("\n\n")[0]
+    shared = [task.operation for task in TASKS.values()]
+    for name, task in TASKS.items():
+        if shared.count(task.operation) > 1:
+            assert f"`{task.operation}`" in table, name
+    for name in ("text-generation", "summarization", "any-to-any", "image-feature-extraction"):
+        assert name in table
 
 
 def test_operations_are_words():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 __all__ = ["TASKS", "Task", "model_operation", "task_of"]
@@ -60,16 +61,23 @@ _HEADS = {"": "embeddings", "ctc": "automatic_speech_recognition", "masked_lm": 
 
 
 def task_of(pipe: Any) -> Task:
-    """Return the task of any pipeline; one that we do not know generates as its class does, or else if its model can.
+    """Return the task of any pipeline; an unknown one generates as its class does, or else if its model can."""
+    task = _task(pipe.task, type(pipe))
+    return task if not task.generates or _can_generate(pipe.model) else Task(task.operation)
 
-    A pipeline made from its class has no task's name; its class has, ``TextGenerationPipeline``.
-    """
-    inherited = next(filter(None, (_known(_class_task(cls)) for cls in type(pipe).__mro__)), None)
-    name = pipe.task or _class_task(type(pipe))
-    task = _known(name) or (inherited if inherited is not None and not pipe.task else None)
-    if task is None:
-        task = Task(_words(name), generates=inherited is None or inherited.generates)
-    return task._replace(generates=task.generates and bool(getattr(pipe.model, "can_generate", bool)()))
+
+def _can_generate(model: Any) -> bool:
+    return bool(getattr(model, "can_generate", bool)())
+
+
+@lru_cache(256)
+def _task(name: str, cls: type) -> Task:
+    """Return the task of a name, or of a class where that is empty: ``TextGenerationPipeline`` says it too."""
+    inherited = next(filter(None, (_known(_class_task(base)) for base in cls.__mro__)), None)
+    if not name and inherited is not None:
+        return inherited
+    name = name or _class_task(cls)
+    return _known(name) or Task(_words(name), generates=inherited is None or inherited.generates)
 
 
 def _class_task(cls: type) -> str:
