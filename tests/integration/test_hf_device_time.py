@@ -111,9 +111,9 @@ def test_device_time_reaches_steps_and_phases(llama, stream, monkeypatch):
     monkeypatch.setattr("axonize_hf.generation.device_time", lambda model: device_time.DeviceTime(make))
     axonize_hf.instrument(llama)
     with capture_events() as seen:
-        llama.generate(IDS, **GREEDY, prefill_chunk_size=3)
-    assert [batch.device_ns for batch in seen.batches] == [2_000_000] * 6
-    assert [prefill.device_ns for prefill in seen.prefills] == [4_000_000]
+        llama.generate(IDS, **GREEDY)
+    assert [batch.device_ns for batch in seen.batches] == [2_000_000] * 5
+    assert [prefill.device_ns for prefill in seen.prefills] == [2_000_000]
     assert [decode.device_ns for decode in seen.decodes] == [8_000_000]
     span = next(span for span in seen.spans if span.name == "decode")
     assert (span.attributes["ai.device_time_ms"], span.attributes["ai.device_time.provenance"]) == (8.0, "cuda_events")
