@@ -66,6 +66,7 @@ GPU_PROVENANCE = "gpu.provenance"
 GPU_UTILIZATION = "gpu.utilization.mean"
 GPU_MEMORY_BYTES = "gpu.memory.used_bytes.mean"
 GPU_POWER_W = "gpu.power.mean_w"
+GPU_POWER_PROVENANCE = "gpu.power.provenance"
 
 ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(PHASE, "string", "", "all", "request, queue, prefill, decode or batch"),
@@ -106,11 +107,18 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(HW_ID, "string", "", "request, prefill, decode, batch", "physical GPU uuid (GPU-…)"),
     Attribute(HW_NAME, "string", "", "request", "GPU model; says so when it is simulated"),
     Attribute(GPU_COMPUTE_RESOURCE, "string", "", "request, prefill, decode, batch", "full GPU or MIG instance uuid"),
-    Attribute(GPU_CONTEXT, "string", "", "resource", "what the process calls its device: host/pid/cuda:0"),
+    Attribute(GPU_CONTEXT, "string", "", "resource", "what the process calls its device: host/pid.instance/cuda:0"),
     Attribute(GPU_PROVENANCE, "string", "", "all", "measured, apportioned, estimated, simulated or unavailable"),
     Attribute(GPU_UTILIZATION, "double", "1", "prefill, decode, batch", "mean busy share over the span"),
     Attribute(GPU_MEMORY_BYTES, "int", "By", "prefill, decode, batch", "mean memory in use over the span"),
     Attribute(GPU_POWER_W, "double", "W", "prefill, decode, batch", "mean power of the device over the span"),
+    Attribute(
+        GPU_POWER_PROVENANCE,
+        "string",
+        "",
+        "prefill, decode, batch",
+        "measured, or apportioned: a MIG slice's part of its GPU's power, by multiprocessors",
+    ),
 )
 
 

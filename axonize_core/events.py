@@ -14,6 +14,8 @@ import msgspec
 __all__ = [
     "BatchEvent",
     "DecodeEvent",
+    "GpuInfo",
+    "GpuProcess",
     "GpuSample",
     "PrefillEvent",
     "RequestEvent",
@@ -116,8 +118,24 @@ class BatchEvent(msgspec.Struct, frozen=True, gc=False):
     device_ns: int | None = None
 
 
+class GpuProcess(msgspec.Struct, frozen=True, gc=False):
+    """What one process takes of a compute resource; ``utilization`` is its share of multiprocessor time, 0 to 1."""
+
+    pid: int
+    memory_bytes: int | None = None
+    utilization: float | None = None
+
+
 class GpuSample(msgspec.Struct, frozen=True, gc=False):
-    """One reading of one compute resource; a field the device does not support is None."""
+    """One reading of one compute resource; a field that is None has its reason in ``unavailable``.
+
+    Times are epoch nanoseconds. ``utilization`` and ``memory_utilization`` are shares of time, 0 to 1. ``power_w`` is
+    what the driver calls its usage (from Ampere on, but not on A100, the average of the last second),
+    ``power_instant_w`` that of the moment. ``energy_j`` only grows: wraps and resets of the counter are added up.
+    It was true at ``energy_time_ns``, half a refresh of the counter ago, and counts on from a first reading at
+    ``energy_start_ns``. ``throttle_reasons`` are NVML's ``nvmlClocksEventReason*`` bits. Throughputs are of the last
+    20 ms; NVLink's and errors are counters.
+    """
 
     compute_resource: str
     physical_gpu: str
@@ -129,3 +147,35 @@ class GpuSample(msgspec.Struct, frozen=True, gc=False):
     power_w: float | None = None
     energy_j: float | None = None
     temperature_c: float | None = None
+    memory_utilization: float | None = None
+    memory_total_bytes: int | None = None
+    power_instant_w: float | None = None
+    energy_time_ns: int | None = None
+    energy_start_ns: int | None = None
+    sm_clock_hz: int | None = None
+    memory_clock_hz: int | None = None
+    throttle_reasons: int | None = None
+    pcie_transmit_bytes_per_s: int | None = None
+    pcie_receive_bytes_per_s: int | None = None
+    nvlink_transmit_bytes: int | None = None
+    nvlink_receive_bytes: int | None = None
+    ecc_corrected_errors: int | None = None
+    ecc_uncorrected_errors: int | None = None
+    xid_errors: tuple[tuple[int, int], ...] | None = None
+    """Each XID with how often it came since the agent watches."""
+    processes: tuple[GpuProcess, ...] | None = None
+    unavailable: dict[str, str] = {}
+    """Field → why it is None, in the driver's words."""
+
+
+class GpuInfo(msgspec.Struct, frozen=True, gc=False):
+    """Something of the three layers is there (or, ``present`` False, no more) since ``time_ns`` (epoch).
+
+    ``name`` is the metric it travels as: ``axonize.gpu.info``, ``axonize.gpu.compute_resource.info`` or
+    ``axonize.gpu.context.info``; attributes that are not known are left out.
+    """
+
+    name: str
+    time_ns: int
+    present: bool
+    attributes: dict[str, Any]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import click
     from opentelemetry.sdk.trace import ReadableSpan
 
-    from axonize_core.events import BatchEvent, DecodeEvent, GpuSample, PrefillEvent, RequestEvent
+    from axonize_core.events import BatchEvent, DecodeEvent, GpuInfo, GpuSample, PrefillEvent, RequestEvent
     from axonize_core.plugins import AgentContext
 
 __all__ = ["hookimpl", "hookspec"]
@@ -70,6 +70,14 @@ def axonize_gpu_samples(samples: Sequence[GpuSample]) -> None:
     """Take one reading of every compute resource; each AXONIZE_GPU_INTERVAL_MS.
 
     Sampler thread: it may overlap with the other hooks.
+    """
+
+
+@hookspec
+def axonize_gpu_infos(infos: Sequence[GpuInfo]) -> None:
+    """Take what appeared, changed or went of GPUs, slices and contexts; on a change, and once a minute.
+
+    Sampler thread: it may overlap with the other hooks. The last call, for processes that went, is on the main thread.
     """
 
 

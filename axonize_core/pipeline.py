@@ -36,7 +36,10 @@ class Pipeline:
         providers = self._plugins.call("axonize_gpu_provider", firstresult=True, context=context)
         self._sampler.provider = providers[0] if providers else None
         self._plugins.configure(context)
-        self._sampler.start(lambda samples: self._plugins.call("axonize_gpu_samples", samples=samples))
+        self._sampler.start(
+            lambda samples: self._plugins.call("axonize_gpu_samples", samples=samples),
+            lambda infos: self._plugins.call("axonize_gpu_infos", infos=infos),
+        )
 
     def connect(self, hello: Hello) -> Timeline:
         """Open the timeline of one process."""
@@ -50,11 +53,14 @@ class Pipeline:
         self.counts["frames"] += 1
         self.counts["records"] += count_events(frame.records)
         self._collect(timeline.feed(frame))
+        if frame.sources:
+            self._sampler.contexts.appear(timeline.sources())
 
     def disconnect(self, timeline: Timeline, error: str | None) -> None:
         """End what a process left open; ``error`` says why it went, None when it said goodbye."""
         self._collect(timeline.close(error))
         self._timelines.remove(timeline)
+        self._sampler.contexts.go(timeline.sources())
         self.counts["records_dropped"] += timeline.dropped_total
         self.counts["engines_lost"] += error is not None
         self.counts["records_unknown"] += timeline.unknown_records
@@ -100,6 +106,7 @@ class Pipeline:
             "process_errors": dict(errors),
             "gpu_provider": self._sampler.provider.provenance if self._sampler.provider else "unavailable",
             "gpu_failures": dict(self._sampler.failures),
+            "gpu": self._sampler.facts(),
             **self._plugins.facts(),
         }
 

@@ -135,6 +135,10 @@ class Timeline:
         self._runs.clear()
         return events
 
+    def sources(self) -> list[SourceInfo]:
+        """Return the models this process told of."""
+        return list(self._sources.values())
+
     def live_requests(self) -> int:
         """Return the number of open requests."""
         return len(self._requests)

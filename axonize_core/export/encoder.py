@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace import ReadableSpan
 
-    from axonize_core.events import GpuSample
+    from axonize_core.events import GpuInfo, GpuSample
 
 __all__ = ["encode_samples", "encode_traces", "encoded"]
 
@@ -31,7 +31,7 @@ def encode_traces(spans: Sequence[ReadableSpan]) -> bytes:
     return body
 
 
-def encode_samples(samples: Sequence[GpuSample]) -> bytes:
+def encode_samples(samples: Sequence[GpuSample | GpuInfo]) -> bytes:
     """Return one ExportMetricsServiceRequest."""
     body: bytes = encode_metrics(gpu_metrics(samples)).SerializeToString()
     return body

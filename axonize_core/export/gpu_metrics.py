@@ -1,9 +1,14 @@
-"""GPU samples as OTel metrics of the hardware semantic conventions (``hw.*``)."""
+"""GPU samples as OTel metrics of the hardware semantic conventions (``hw.*``), and what is there as info gauges.
+
+Where the conventions have no name, ours begin with ``gpu.``. A null reading is no data point, never 0.
+"""
 
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+import uuid
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -20,41 +25,103 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from axonize_core import __version__
 from axonize_core import attributes as names
+from axonize_core.events import GpuInfo, GpuSample
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from axonize_core.events import GpuSample
+__all__ = ["FIELDS", "Field", "gpu_metrics"]
 
-__all__ = ["gpu_metrics"]
 
-_FIELDS = (
-    ("hw.gpu.utilization", "1", "utilization"),
-    ("hw.gpu.memory.usage", "By", "memory_used_bytes"),
-    ("hw.power", "W", "power_w"),
-    ("hw.energy", "J", "energy_j"),
-    ("hw.temperature", "Cel", "temperature_c"),
+class Field(NamedTuple):
+    """One field of a sample: the metric it is a point of, its unit, whether it counts, and the point's attributes."""
+
+    field: str
+    metric: str
+    unit: str
+    counts: bool = False
+    attributes: tuple[tuple[str, str], ...] = ()
+
+
+_TX, _RX = (("network.io.direction", "transmit"),), (("network.io.direction", "receive"),)
+_NVLINK = (("gpu.link", "nvlink"),)
+FIELDS = (
+    Field("utilization", "hw.gpu.utilization", "1"),
+    Field("memory_utilization", "gpu.memory.io.utilization", "1"),
+    Field("memory_used_bytes", "hw.gpu.memory.usage", "By"),
+    Field("memory_total_bytes", "hw.gpu.memory.limit", "By"),
+    Field("power_w", "hw.power", "W"),
+    Field("power_instant_w", "gpu.power.instant", "W"),
+    Field("energy_j", "hw.energy", "J", counts=True),
+    Field("temperature_c", "hw.temperature", "Cel"),
+    Field("sm_clock_hz", "gpu.clock.frequency", "Hz", attributes=(("gpu.clock.domain", "sm"),)),
+    Field("memory_clock_hz", "gpu.clock.frequency", "Hz", attributes=(("gpu.clock.domain", "memory"),)),
+    Field("throttle_reasons", "gpu.clock.event_reasons", "1"),
+    Field("pcie_transmit_bytes_per_s", "gpu.pcie.throughput", "By/s", attributes=_TX),
+    Field("pcie_receive_bytes_per_s", "gpu.pcie.throughput", "By/s", attributes=_RX),
+    Field("nvlink_transmit_bytes", "hw.gpu.io", "By", counts=True, attributes=(*_NVLINK, *_TX)),
+    Field("nvlink_receive_bytes", "hw.gpu.io", "By", counts=True, attributes=(*_NVLINK, *_RX)),
+    Field("ecc_corrected_errors", "hw.errors", "{error}", counts=True, attributes=(("error.type", "corrected"),)),
+    Field("ecc_uncorrected_errors", "hw.errors", "{error}", counts=True, attributes=(("error.type", "uncorrected"),)),
 )
+_UNITS = {f.metric: (f.unit, f.counts) for f in FIELDS} | {
+    "gpu.process.memory.usage": ("By", False),
+    "gpu.process.utilization": ("1", False),
+}
 
 
-def gpu_metrics(samples: Sequence[GpuSample]) -> MetricsData:
-    """Return one metric per field that any sample has; a null reading is no data point, never 0."""
-    metrics = [m for name, unit, field in _FIELDS if (m := _metric(name, unit, field, samples)) is not None]
-    scope = ScopeMetrics(InstrumentationScope("axonize", __version__), metrics, "")
-    resource = Resource({"service.name": "axonize-agent", "host.name": socket.gethostname()})
-    return MetricsData([ResourceMetrics(resource, [scope], "")])
+def gpu_metrics(items: Sequence[GpuSample | GpuInfo]) -> MetricsData:
+    """Return one metric per field that any sample has, and one per kind of info."""
+    points: dict[str, list[NumberDataPoint]] = {}
+    for item in items:
+        found = _info_points(item) if isinstance(item, GpuInfo) else _sample_points(item)
+        for metric, point in found:
+            points.setdefault(metric, []).append(point)
+    scope = ScopeMetrics(InstrumentationScope("axonize", __version__), [_metric(*pair) for pair in points.items()], "")
+    return MetricsData([ResourceMetrics(_resource(), [scope], "")])
 
 
-def _metric(name: str, unit: str, field: str, samples: Sequence[GpuSample]) -> Metric | None:
-    points = [
-        NumberDataPoint(_attributes(sample), 0, sample.time_ns, value)
-        for sample in samples
-        if (value := getattr(sample, field)) is not None
-    ]
-    if not points:
-        return None
-    data = Sum(points, AggregationTemporality.CUMULATIVE, is_monotonic=True) if field == "energy_j" else Gauge(points)
+@lru_cache(maxsize=1)
+def _resource() -> Resource:
+    """Return who says it: one id per agent, since two agents may see the same GPU."""
+    return Resource(
+        {
+            "service.name": "axonize-agent",
+            "host.name": socket.gethostname(),
+            "service.instance.id": str(uuid.uuid4()),
+            "service.version": __version__,
+        }
+    )
+
+
+def _metric(name: str, points: list[NumberDataPoint]) -> Metric:
+    unit, counts = _UNITS.get(name, ("1", False))
+    data = Sum(points, AggregationTemporality.CUMULATIVE, is_monotonic=True) if counts else Gauge(points)
     return Metric(name, "", unit, data)
+
+
+def _info_points(info: GpuInfo) -> Iterable[tuple[str, NumberDataPoint]]:
+    yield info.name, NumberDataPoint(info.attributes, 0, info.time_ns, int(info.present))
+
+
+def _sample_points(sample: GpuSample) -> Iterable[tuple[str, NumberDataPoint]]:
+    shared = _attributes(sample)
+    for field, metric, _, counts, attributes in FIELDS:
+        value = getattr(sample, field)
+        if value is None:
+            continue
+        start_ns = (sample.energy_start_ns or 0) if counts else 0
+        own = {**shared, **dict(attributes)} if attributes else shared
+        yield metric, NumberDataPoint(own, start_ns, sample.time_ns, value)
+    for xid, count in sample.xid_errors or ():
+        own = {**shared, "error.type": f"xid-{xid}"}
+        yield "hw.errors", NumberDataPoint(own, sample.energy_start_ns or 0, sample.time_ns, count)
+    for process in sample.processes or ():
+        of_process: dict[str, Any] = {**shared, "process.pid": process.pid}
+        if process.memory_bytes is not None:
+            yield "gpu.process.memory.usage", NumberDataPoint(of_process, 0, sample.time_ns, process.memory_bytes)
+        if process.utilization is not None:
+            yield "gpu.process.utilization", NumberDataPoint(of_process, 0, sample.time_ns, process.utilization)
 
 
 def _attributes(sample: GpuSample) -> dict[str, str]:

@@ -1,105 +1,158 @@
 """One thread that reads every compute resource at a fixed interval and keeps the last minutes.
 
-``annotate`` answers what a device did over a span's own time. Samples hold until the next one: a span shorter than
-the interval gets the reading that was current when it began.
+Each round asks what there is, which process is on what, and what changed; then it reads. ``annotate`` answers what a
+device did over a span's own time (``readings.py``).
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from bisect import bisect_left, bisect_right
+import time
 from collections import Counter
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from axonize_core import attributes as names
+from axonize_core.gpu.contexts import Contexts, sharing
+from axonize_core.gpu.infos import Announcer
+from axonize_core.gpu.readings import Readings, mean_of, mean_power_w
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from axonize_core.events import GpuSample, SourceInfo
+    from axonize_core.events import GpuInfo, GpuSample, SourceInfo
+    from axonize_core.gpu.contexts import Context
     from axonize_core.gpu.identity import ComputeResource, Provider
 
 __all__ = ["Sampler"]
 
-KEPT_SAMPLES = 600
 KEPT_INTERVALS = 3
 """How many intervals a reading holds for spans after it."""
 logger = logging.getLogger(__name__)
 _UNAVAILABLE = {names.GPU_PROVENANCE: "unavailable"}
+_NOTHING = Readings()
+_Identity = tuple["SourceInfo", dict[str, Any], "ComputeResource | None"]
 
 
 class Sampler:
     """Samples of one provider; ``provider`` None annotates everything as unavailable.
 
-    ``sample_once`` runs on the sampler's thread; ``annotate`` on the agent's main thread.
+    ``sample_once`` and ``announce`` run on the sampler's thread, ``annotate`` on the agent's main thread.
     """
 
-    def __init__(self, provider: Provider | None, interval_s: float) -> None:
+    def __init__(self, provider: Provider | None, interval_s: float, clock: Callable[[], int] = time.time_ns) -> None:
         self.provider = provider
         self.failures: Counter[str] = Counter()
+        self.contexts = Contexts(clock)
+        self._clock = clock
         self._interval_s = interval_s
+        self._oldest_ns = KEPT_INTERVALS * 1e9 * max(interval_s, 0.1)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._samples: dict[str, tuple[list[int], list[GpuSample]]] = {}
-        self._resolved: dict[int, tuple[SourceInfo, dict[str, Any], ComputeResource | None]] = {}
+        self._announcer: Announcer | None = None
+        self._announce: Callable[[Sequence[GpuInfo]], Any] | None = None
+        self._resources: list[ComputeResource] = []
+        self._readings: dict[str, Readings] = {}
+        self._identities: dict[int, _Identity] = {}
         self._last_window: tuple[Any, ...] = ()
         self._last_annotation: dict[str, Any] = {}
 
-    def start(self, publish: Callable[[Sequence[GpuSample]], Any]) -> None:
-        """Begin sampling; every round is handed to ``publish`` on the sampler's thread."""
+    def start(
+        self,
+        publish: Callable[[Sequence[GpuSample]], Any],
+        announce: Callable[[Sequence[GpuInfo]], Any] | None = None,
+    ) -> None:
+        """Begin sampling; samples go to ``publish``, changes of identity to ``announce``, on the sampler's thread."""
         if self.provider is not None:
+            self._announce = announce
             self._thread = threading.Thread(target=self._run, args=(publish,), name="axonize-sampler", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and let go of the provider."""
+        """End the thread, announce the contexts that went meanwhile, and let go of the provider."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(2.0)
         if self.provider is not None:
             try:
+                self._announce_changes()
                 self.provider.close()
             except Exception as e:  # noqa: BLE001 - a provider may be somebody else's
                 self._failed("close", e)
 
     def _run(self, publish: Callable[[Sequence[GpuSample]], Any]) -> None:
         while not self._stop.is_set():
+            started = time.monotonic()
             try:
-                publish(self.sample_once())
+                samples = self.sample_once()
+                self._announce_changes()
+                publish(samples)
             except Exception as e:  # noqa: BLE001 - same; the next round may work
                 self._failed("resources", e)
-            self._stop.wait(self._interval_s)
+            self._stop.wait(max(0.0, self._interval_s - (time.monotonic() - started)))
 
     def sample_once(self) -> list[GpuSample]:
         """Read every resource once and keep what was read; a failing resource is counted and left out."""
+        if self.provider is None:
+            return []
+        self._resources = self.provider.resources()
         samples = []
-        for resource in self.provider.resources() if self.provider else ():
+        for resource in self._resources:
             try:
-                samples.append(self.provider.sample(resource))  # type: ignore[union-attr] # there is one inside the loop
+                samples.append(self.provider.sample(resource))
             except Exception as e:  # noqa: BLE001 - one lost device must not stop the others
                 self._failed(resource.id, e)
         for sample in samples:
-            self._keep(sample)
+            kept = self._readings.get(sample.compute_resource, _NOTHING)
+            self._readings[sample.compute_resource] = kept.adding(sample)
+        self._resolve_again()
         return samples
 
-    def _keep(self, sample: GpuSample) -> None:
-        times, kept = self._samples.get(sample.compute_resource, ([], []))
-        # New lists every time: annotate reads them from another thread without a lock.
-        self._samples[sample.compute_resource] = (
-            [*times[-KEPT_SAMPLES + 1 :], sample.time_ns],
-            [*kept[-KEPT_SAMPLES + 1 :], sample],
-        )
+    def announce(self) -> list[GpuInfo]:
+        """Return what changed in the three layers since the last call; sampler's thread."""
+        if self.provider is None:
+            return []
+        self._announcer = self._announcer or Announcer(self.provider.provenance)
+        ended = [self._resolved(context) for context in self.contexts.take_ended()]
+        live = [self._resolved(context) for context in self.contexts.live()]
+        live = [msgspec.structs.replace(c, sharing=self._sharing(c, live)) for c in live]
+        return self._announcer.update(self._resources, live, ended, self._clock())
+
+    def _announce_changes(self) -> None:
+        infos = self.announce()
+        if infos and self._announce is not None:
+            self._announce(infos)
+
+    def _resolved(self, context: Context) -> Context:
+        return msgspec.structs.replace(context, resource=self.identity(context.source)[1])
+
+    def _sharing(self, context: Context, live: list[Context]) -> str:
+        ask = getattr(self.provider, "processes", None)
+        try:
+            pids, mps = ask(context.resource) if ask is not None and context.resource is not None else (None, False)
+        except Exception as e:  # noqa: BLE001 - same
+            self._failed("processes", e)
+            pids, mps = None, False
+        return sharing(context, live, pids, mps=mps)
+
+    def _resolve_again(self) -> None:
+        """Ask again what each live context's device is: slices come and go, and drivers learn of processes late."""
+        live = [context.source for context in self.contexts.live()]
+        self._identities = {id(source): self._identify(source) for source in live}
 
     def identity(self, source: SourceInfo) -> tuple[dict[str, Any], ComputeResource | None]:
         """Return the attributes that name a source's device, and the compute resource."""
-        known = self._resolved.get(id(source))
+        known = self._identities.get(id(source))
         if known is None or known[0] is not source:
-            resource = self._resolve(source)
-            known = (source, self._identity(resource), resource)
-            self._resolved[id(source)] = known
+            known = self._identify(source)
+            self._identities[id(source)] = known
         return known[1], known[2]
+
+    def _identify(self, source: SourceInfo) -> _Identity:
+        resource = self._resolve(source)
+        return source, self._identity(resource), resource
 
     def _resolve(self, source: SourceInfo) -> ComputeResource | None:
         try:
@@ -125,38 +178,54 @@ class Sampler:
     def annotate(self, source: SourceInfo, start_ns: int, end_ns: int) -> dict[str, Any]:
         """Return identity and mean readings of a source's device over ``[start_ns, end_ns]`` (epoch)."""
         identity, resource = self.identity(source)
-        samples = self._samples.get(resource.id) if resource else None
-        if samples is None:
+        readings = self._readings.get(resource.id) if resource else None
+        if resource is None or readings is None:
             return dict(identity)
-        window = (source, samples, *self._window(samples[0], start_ns, end_ns))
+        window = (source, readings, *readings.window(start_ns, end_ns, self._oldest_ns))
         # Engine steps are short and samples rare: the next span mostly asks for the same window.
         if window != self._last_window:
-            readings = _means(samples[1][window[2] : window[3]])
-            self._last_window, self._last_annotation = window, {**identity, **readings}
-        return self._last_annotation.copy()
+            means = _means(readings.samples[window[2] : window[3]])
+            self._last_window, self._last_annotation = window, {**identity, **means}
+        return {**self._last_annotation, **self._power(resource, start_ns, end_ns)}
 
-    def _window(self, times: list[int], start_ns: int, end_ns: int) -> tuple[int, int]:
-        """Return the range of samples inside a span, or else of the one that held when it began."""
-        first, last = bisect_left(times, start_ns), bisect_right(times, end_ns)
-        if first < last:
-            return first, last
-        first = max(0, first - 1)
-        # A reading that is too old says nothing about the span.
-        too_old = abs(start_ns - times[first]) > KEPT_INTERVALS * 1e9 * max(self._interval_s, 0.1)
-        return first, first if too_old else first + 1
+    def _power(self, resource: ComputeResource, start_ns: int, end_ns: int) -> dict[str, Any]:
+        """Return the mean power of a GPU; of a slice its part by multiprocessors, since only the GPU is measured."""
+        readings = self._readings.get(resource.gpu.uuid, _NOTHING)
+        power_w = mean_power_w(readings, start_ns, end_ns, self._oldest_ns) if readings.times else None
+        if power_w is None or self.provider is None:
+            return {}
+        if resource.kind != "mig":
+            return {names.GPU_POWER_W: round(power_w, 3), names.GPU_POWER_PROVENANCE: self.provider.provenance}
+        if resource.sm_share is None:
+            return {}
+        return {names.GPU_POWER_W: round(power_w * resource.sm_share, 3), names.GPU_POWER_PROVENANCE: "apportioned"}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what ``axonize doctor`` shows of the devices: what is there, and which fields are not, and why."""
+        devices = {
+            uuid: {"name": readings.samples[-1].name, "unavailable": dict(readings.samples[-1].unavailable)}
+            for uuid, readings in list(self._readings.items())
+        }
+        tell = getattr(self.provider, "facts", None)
+        try:
+            own = dict(tell()) if tell is not None else {}
+        except Exception as e:  # noqa: BLE001 - a provider may be somebody else's
+            self._failed("facts", e)
+            own = {}
+        return {
+            "contexts": len(self.contexts.live()),
+            "contexts_dropped": self.contexts.dropped,
+            "devices": devices,
+            **own,
+        }
 
 
-def _means(samples: list[GpuSample]) -> dict[str, Any]:
-    found = {}
-    for name, field, kind in _MEANS:
-        values = [v for s in samples if (v := getattr(s, field)) is not None]
-        if values:
-            found[name] = kind(values[0] if len(values) == 1 else fmean(values))
-    return found
+def _means(samples: tuple[GpuSample, ...]) -> dict[str, Any]:
+    found = ((name, mean_of(samples, field), kind) for name, field, kind in _MEANS)
+    return {name: kind(value) for name, value, kind in found if value is not None}
 
 
 _MEANS: tuple[tuple[str, str, Callable[[float], float]], ...] = (
     (names.GPU_UTILIZATION, "utilization", float),
     (names.GPU_MEMORY_BYTES, "memory_used_bytes", int),
-    (names.GPU_POWER_W, "power_w", float),
 )

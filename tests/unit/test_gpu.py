@@ -8,7 +8,7 @@ import pytest
 from axonize_core import attributes as names
 from axonize_core.events import GpuSample, SourceInfo
 from axonize_core.export.gpu_metrics import gpu_metrics
-from axonize_core.gpu import nvml, providers
+from axonize_core.gpu import providers
 from axonize_core.gpu.identity import ComputeResource, PhysicalGpu, context_id
 from axonize_core.gpu.sampler import Sampler
 from axonize_core.gpu.simulated import SimulatedProvider
@@ -105,7 +105,7 @@ def test_without_a_provider_everything_is_unavailable():
 
 def test_the_context_names_host_and_process():
     """Two processes that both say cuda:0 are told apart."""
-    assert context_id(source()) == "h/7/cuda:0"
+    assert context_id(source()) == "h/7.i/cuda:0"
 
 
 def test_samples_become_hardware_metrics():
@@ -139,66 +139,3 @@ def test_the_provider_is_what_was_asked_for(caplog, monkeypatch):
     assert caplog.records == []
     assert providers.axonize_gpu_provider(context("nvml")) is None
     assert "NVML cannot be used" in caplog.text
-
-
-class FakeNvml:
-    """Answers as NVML does for two GPUs; stands in because no driver runs here."""
-
-    def __init__(self, count=2, mig=0):
-        self.count, self.mig = count, mig
-
-    def install(self, monkeypatch):
-        class Memory:
-            total, used = 100, 40
-
-        class Rates:
-            gpu = 50
-
-        answers = {
-            "nvmlInit": lambda: None,
-            "nvmlShutdown": lambda: None,
-            "nvmlSystemGetDriverVersion": lambda: b"570.1",
-            "nvmlDeviceGetCount": lambda: self.count,
-            "nvmlDeviceGetHandleByIndex": lambda i: i,
-            "nvmlDeviceGetUUID": lambda h: f"GPU-{h}",
-            "nvmlDeviceGetName": lambda h: b"H200",
-            "nvmlDeviceGetMemoryInfo": lambda h: Memory,
-            "nvmlDeviceGetUtilizationRates": lambda h: Rates,
-            "nvmlDeviceGetPowerUsage": lambda h: 120_500,
-            "nvmlDeviceGetTotalEnergyConsumption": self.unsupported,
-            "nvmlDeviceGetTemperature": lambda h, k: 41,
-            "nvmlDeviceGetMigMode": lambda h: (self.mig, 0),
-        }
-        for name, answer in answers.items():
-            monkeypatch.setattr(pynvml, name, answer)
-
-    @staticmethod
-    def unsupported(handle):
-        raise pynvml.NVMLError_NotSupported
-
-
-def test_nvml_readings_have_units_and_unsupported_is_none(monkeypatch):
-    """Milliwatts become watts, percent a share; what the device lacks is None."""
-    FakeNvml().install(monkeypatch)
-    provider = providers.axonize_gpu_provider(context("auto"))
-    assert isinstance(provider, nvml.NvmlProvider)
-    first, _ = provider.resources()
-    sample = provider.sample(first)
-    assert (sample.power_w, sample.utilization, sample.memory_used_bytes) == (120.5, 0.5, 40)
-    assert sample.energy_j is None
-    assert first.gpu.driver_version == "570.1"
-    provider.close()
-
-
-def test_nvml_never_guesses_a_device(monkeypatch):
-    """A uuid names a GPU; an index alone does so only where there is one unsliced GPU."""
-    FakeNvml().install(monkeypatch)
-    two = nvml.NvmlProvider()
-    assert two.resolve(source(("cuda", 0, "GPU-1"))).id == "GPU-1"
-    assert two.resolve(source(("cuda", 0, "1"))).id == "GPU-1"
-    assert two.resolve(source(("cuda", 0, None))) is None
-    assert two.resolve(source(("cpu", 0, None))) is None
-    FakeNvml(count=1).install(monkeypatch)
-    assert nvml.NvmlProvider().resolve(source()).id == "GPU-0"
-    FakeNvml(count=1, mig=1).install(monkeypatch)
-    assert nvml.NvmlProvider().resolve(source()) is None

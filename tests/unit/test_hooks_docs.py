@@ -13,7 +13,16 @@ import pytest
 from click.testing import CliRunner
 
 from axonize_core import hookspecs
-from axonize_core.events import BatchEvent, DecodeEvent, GpuSample, PrefillEvent, RequestEvent, RequestRef, SourceInfo
+from axonize_core.events import (
+    BatchEvent,
+    DecodeEvent,
+    GpuInfo,
+    GpuSample,
+    PrefillEvent,
+    RequestEvent,
+    RequestRef,
+    SourceInfo,
+)
 from axonize_core.plugins import AgentContext, Plugins
 from axonize_core.settings import Settings
 
@@ -30,6 +39,9 @@ EVENTS = {
     "axonize_decodes": DecodeEvent(SOURCE, REF, 0, SEC, itl_max_ns=2 * SEC),
     "axonize_batches": BatchEvent(SOURCE, 1, 1, 2, 0, SEC, (7, 8), (12, 3), (0, 0), (0, 0)),
     "axonize_gpu_samples": GpuSample("GPU-1", "GPU-1", "H200", 0, "measured", temperature_c=40.0),
+    "axonize_gpu_infos": GpuInfo(
+        "axonize.gpu.compute_resource.info", 0, False, {"gpu.compute_resource.id": "MIG-1", "hw.id": "GPU-1"}
+    ),
 }
 
 
@@ -81,6 +93,7 @@ def _plugins(name, **seen):
         ("axonize_decodes", "stalls", [7]),
         ("axonize_batches", "sizes", [2]),
         ("axonize_gpu_samples", "hottest", [40.0]),
+        ("axonize_gpu_infos", "gone", ["MIG-1"]),
     ],
 )
 def test_the_examples_of_events_work(hook, variable, expected):

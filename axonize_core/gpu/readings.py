@@ -1,0 +1,97 @@
+"""The last samples of one compute resource, and what they say about a span's own time.
+
+Utilisation and memory are means of the samples inside the span, or the one that held when it began. Power is the
+energy counter's rise over the span, interpolated between readings: the counter sees what happens between them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from axonize_core.events import GpuSample
+
+__all__ = ["Readings", "mean_of", "mean_power_w"]
+
+KEPT_SAMPLES = 600
+
+
+class Readings(NamedTuple):
+    """Samples in order of time. Never changed, so any thread reads it without a lock; ``adding`` makes a new one."""
+
+    times: tuple[int, ...] = ()
+    samples: tuple[GpuSample, ...] = ()
+    energy_times: tuple[int, ...] = ()
+    energies_j: tuple[float, ...] = ()
+
+    def adding(self, sample: GpuSample) -> Readings:
+        """Return these readings and one more, without the oldest when there are too many."""
+        energy_times, energies = self.energy_times, self.energies_j
+        if sample.energy_j is not None:
+            at_ns = sample.time_ns if sample.energy_time_ns is None else sample.energy_time_ns
+            if not energy_times or at_ns > energy_times[-1]:
+                energy_times, energies = _kept(energy_times, at_ns), _kept(energies, sample.energy_j)
+        return Readings(_kept(self.times, sample.time_ns), _kept(self.samples, sample), energy_times, energies)
+
+    def window(self, start_ns: int, end_ns: int, oldest_ns: float) -> tuple[int, int]:
+        """Return the range of samples inside a span, or else of the one that held when it began.
+
+        A reading from more than ``oldest_ns`` before the span says nothing about it.
+        """
+        first, last = bisect_left(self.times, start_ns), bisect_right(self.times, end_ns)
+        if first < last or not self.times:
+            return first, last
+        first = max(0, first - 1)
+        return first, first if abs(start_ns - self.times[first]) > oldest_ns else first + 1
+
+
+def _kept(values: tuple, value: object) -> tuple:  # type: ignore[type-arg] # of any kind
+    return (*values[-KEPT_SAMPLES + 1 :], value)
+
+
+def mean_of(samples: tuple[GpuSample, ...], field: str) -> float | None:
+    """Return the mean of a field over the samples that have it."""
+    values = [value for sample in samples if (value := getattr(sample, field)) is not None]
+    if len(values) == 1:
+        return float(values[0])
+    return fmean(values) if values else None
+
+
+def mean_power_w(readings: Readings, start_ns: int, end_ns: int, oldest_ns: float) -> float | None:
+    """Return the mean power over a span, None where nothing is known of it.
+
+    Before the first reading of the counter there is nothing; after the last one the latest power reading goes on.
+    """
+    times = readings.energy_times
+    if len(times) < 2 or end_ns < times[0]:  # noqa: PLR2004 - a rise needs two readings
+        first, last = readings.window(start_ns, end_ns, oldest_ns)
+        return mean_of(readings.samples[first:last], "power_w")
+    start_ns = max(start_ns, times[0])
+    if end_ns <= times[-1]:
+        return _rise(readings, start_ns, max(end_ns, start_ns + 1))
+    tail_w = _latest_w(readings, end_ns, oldest_ns)
+    if tail_w is None or start_ns >= times[-1]:
+        return tail_w
+    known_j = _rise(readings, start_ns, times[-1]) * (times[-1] - start_ns)
+    return (known_j + tail_w * (end_ns - times[-1])) / (end_ns - start_ns)
+
+
+def _latest_w(readings: Readings, end_ns: int, oldest_ns: float) -> float | None:
+    sample = readings.samples[-1]
+    if end_ns - sample.time_ns > oldest_ns:
+        return None
+    return sample.power_w if sample.power_instant_w is None else sample.power_instant_w
+
+
+def _rise(readings: Readings, start_ns: int, end_ns: int) -> float:
+    """Return J/s between two times within the counter's readings."""
+    return (_energy_j(readings, end_ns) - _energy_j(readings, start_ns)) / (end_ns - start_ns) * 1e9
+
+
+def _energy_j(readings: Readings, at_ns: int) -> float:
+    times, energies = readings.energy_times, readings.energies_j
+    after = min(max(bisect_left(times, at_ns), 1), len(times) - 1)
+    share = (at_ns - times[after - 1]) / (times[after] - times[after - 1])
+    return energies[after - 1] + share * (energies[after] - energies[after - 1])
