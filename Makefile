@@ -12,13 +12,15 @@ export PYTHONSAFEPATH := 1
 # pip's cache belongs to whoever runs make.
 export PIP_NO_INPUT := 1
 
-.PHONY: help demo test test-sdk test-server lint bench docs migrate clean
+.PHONY: help demo test test-sdk test-server bare matrix lint bench docs migrate clean
 
 help:
 	@echo "make demo         serve a small model here and see what comes back from the store"
 	@echo "make test         all tests, against the built wheel, with coverage; some: make test TESTS=tests/unit"
 	@echo "make test-sdk     tests of what runs beside inference"
 	@echo "make test-server  tests of the collector"
+	@echo "make bare         the wheel without extras: what it brings, and that it works, with newest and lowest dependencies"
+	@echo "make matrix       unit tests and the agent's tests on every Python from 3.10 to 3.13 that is here"
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make bench        the numbers, each beside its limit or peer"
 	@echo "make docs         regenerate what is generated"
@@ -43,6 +45,15 @@ test-sdk: $(VENV)/.wheel $(VENV)/.tools
 
 test-server: $(VENV)/.wheel $(VENV)/.tools
 	$(BIN)/pytest -n 2 --dist loadfile -m server
+
+# What the wheel without extras is and does, with the newest and with the lowest dependencies it admits.
+bare: $(VENV)/.wheel
+	$(BIN)/python tests/bare.py --make $(VENV)/bare build/wheel/axonize-*.whl
+	$(BIN)/python tests/bare.py --make $(VENV)/bare-lowest build/wheel/axonize-*.whl --lowest
+
+# Python 3.10 to 3.13, as far as they are here: make matrix, or make matrix MATRIX="--python 3.13 -- tests/unit".
+matrix: $(VENV)/.wheel
+	$(BIN)/python tests/matrix.py $(VENV)/matrix $(CURDIR)/build/wheel/axonize-*.whl $(MATRIX)
 
 lint: $(VENV)/.wheel $(VENV)/.tools
 	$(BIN)/ruff check .
