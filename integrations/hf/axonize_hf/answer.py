@@ -33,7 +33,7 @@ def read_answer(output: Any, steps: int, call: Call) -> Answer:
         # Sound: how many tokens it was made of is not said.
         return Answer(None, unknown)
     length = int(sequences.shape[-1])
-    new_tokens, prefix = _own(length, steps) if call.own else (_computed(length, steps, call), call.prefix)
+    new_tokens, prefix = _own(sequences, steps, call) if call.own else (_computed(length, steps, call), call.prefix)
     if prefix is None:
         return Answer(new_tokens, unknown)
     requests = _requests(sequences, prefix, call)
@@ -59,14 +59,21 @@ def _computed(length: int, steps: int, call: Call) -> int:
     return max(new_tokens, steps) if call.mode == "generate" and not call.chunked else new_tokens
 
 
-def _own(length: int, steps: int) -> tuple[int | None, int | None]:
+def _own(sequences: Any, steps: int, call: Call) -> tuple[int | None, int | None]:
     """Return new tokens and prefix for a ``generate`` of the model's own, which may leave out its prompt or loop.
 
     Several passes make more steps than tokens, and a model inside that is not recorded makes none.
     """
     if not steps:
         return None, None
-    return (steps, length - steps) if 0 <= length - steps <= _OWN_PREFIX else (None, 0)
+    prefix = int(sequences.shape[-1]) - steps
+    return (steps, prefix) if 0 <= prefix <= _OWN_PREFIX else (None, _begun(sequences, call.start))
+
+
+def _begun(sequences: Any, start: int | None) -> int:
+    """Return 1 where an output in host memory begins with what starts the decoder: of Whisper's, that before 4.57."""
+    on_host = sequences.device.type == "cpu" and sequences.numel() > 0
+    return int(on_host and start is not None and int(sequences[0, 0]) == start)
 
 
 def _requests(sequences: Any, prefix: int, call: Call) -> list[tuple[int | None, str | None]]:

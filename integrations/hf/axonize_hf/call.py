@@ -18,7 +18,8 @@ _LIBRARY = "transformers.generation.utils"
 class Call(NamedTuple):
     """What a call of ``generate`` says; ``prefix`` is how many tokens of its output are not new.
 
-    ``own`` means that the model has a ``generate`` of its own in front of the library's.
+    ``own`` means that the model has a ``generate`` of its own in front of the library's; ``start`` is the token that
+    starts a decoder.
     """
 
     rows: int
@@ -28,6 +29,7 @@ class Call(NamedTuple):
     chunked: bool
     rules: StopRules
     own: bool = False
+    start: int | None = None
 
 
 def read_call(model: Any, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -49,6 +51,7 @@ def read_call(model: Any, original: Any, args: tuple[Any, ...], kwargs: dict[str
         chunked=setting("prefill_chunk_size") is not None,
         rules=_rules(setting, prefix),
         own=getattr(original, "__module__", None) != _LIBRARY,
+        start=setting("decoder_start_token_id"),
     )
 
 

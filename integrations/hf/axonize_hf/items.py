@@ -61,14 +61,18 @@ def batch_of(source: int, chunks: Iterable[Chunk]) -> Batch:
     return Batch(source, tuple(item.seq for item in members), [_sum(tokens) for tokens in members.values()])
 
 
-def worker_rows(inputs: Any, *, batched: bool) -> Iterator[tuple[int | None, bool]]:
-    """Yield the tokens of each row that a worker process prepared, and whether an item ends with it."""
-    last = inputs.get("is_last", True) if hasattr(inputs, "get") else True
+def worker_rows(inputs: Any, *, batched: bool) -> Iterator[tuple[Any, int | None, bool]]:
+    """Yield of each row that a worker process prepared its prompt, its tokens, and whether an item ends with it.
+
+    The prompt is None where the pipeline does not hand it on.
+    """
+    get: Callable[..., Any] = getattr(inputs, "get", lambda _, default=None: default)
+    last, prompt = get("is_last", True), get("prompt_text")
     if not batched:
-        yield tokens_of(inputs), bool(last)
+        yield prompt, tokens_of(inputs), bool(last)
         return
     for row, tokens in enumerate(input_lengths(inputs)):
-        yield tokens, bool(last if isinstance(last, bool) else last[row])
+        yield prompt and prompt[row], tokens, bool(last if isinstance(last, bool) else last[row])
 
 
 def count_outputs(model: Any, outputs: Any, batch: Batch | None) -> tuple[int, str | None] | None:

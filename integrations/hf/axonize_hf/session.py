@@ -165,6 +165,8 @@ class Session:
     def _batch(self, inputs: Any) -> Batch | None:
         if not self._waiting:
             self._adopt(inputs)
+        if not self._waiting:
+            return None
         batch = batch_of(self._source, self._waiting)
         for item, _ in self._waiting:
             item.batch = batch
@@ -173,8 +175,8 @@ class Session:
 
     def _adopt(self, inputs: Any) -> None:
         """Open the requests of items that worker processes prepared: first seen when they are run."""
-        for tokens, is_last in worker_rows(inputs, batched=self._batch_size > 1):
-            item = self._unfinished or self._open(None)
+        for prompt, tokens, is_last in worker_rows(inputs, batched=self._batch_size > 1):
+            item = self._unfinished or self._open(prompt)
             if item is not None:
                 self._waiting.append(item.add(tokens))
             self._unfinished = None if is_last else item
