@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace import ReadableSpan
 
-    from axonize_core.events import GpuSample
+    from axonize_core.events import GpuInfo, GpuSample
     from axonize_core.plugins import AgentContext
     from axonize_core.settings import Settings
 
@@ -55,7 +55,7 @@ class OtlpExport:
         self.counts: Counter[str] = Counter(spans_queued=0, samples_queued=0, export_failures=0)
         self._settings = context.settings
         self._spans: deque[ReadableSpan] = deque()
-        self._samples: deque[GpuSample] = deque()
+        self._samples: deque[GpuSample | GpuInfo] = deque()
         self._wake = threading.Event()
         self._stopping = False
         # What never reached a lane; the keys stay the same, so that another thread may read.
@@ -79,6 +79,12 @@ class OtlpExport:
         """Queue samples; full drops the newest and counts it."""
         if "metrics" in self._lanes:
             self._queue("metrics", self._samples, samples, SAMPLES_KEPT)
+
+    @hookimpl
+    def axonize_gpu_infos(self, infos: Sequence[GpuInfo]) -> None:
+        """Queue what changed of identity among the samples, with which it travels."""
+        if "metrics" in self._lanes:
+            self._queue("metrics", self._samples, infos, SAMPLES_KEPT)
 
     @hookimpl
     def axonize_shutdown(self, timeout_s: float) -> None:
