@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from axonize_core.absence import Absence
     from axonize_core.settings import Settings
 
-__all__ = ["Finding", "examine", "print_facts", "print_json"]
+__all__ = ["Finding", "agent_sockets", "agent_status", "examine", "print_facts", "print_json"]
 
 _PACKAGES = (
     "opentelemetry-sdk",
@@ -139,11 +139,24 @@ def _agents(settings: Settings) -> Iterator[Finding]:
     except ConfigurationError as e:
         yield Finding("agent", "problem", str(e))
         return
-    places = list(dict.fromkeys([own.parent, settings.runtime_dir, *runtime_dirs(os.environ)]))
-    paths = [own, *(p for place in places for p in sorted(place.glob("agent-*.sock")) if p != own)]
-    found = [finding for path in paths if path.exists() for finding in _agent(path)]
-    lonely = [_lonely(absence) for place in places for absence in read_absences(place)]
+    found = [finding for path in agent_sockets(settings) for finding in _agent(path)]
+    lonely = [_lonely(absence) for place in _places(settings, own) for absence in read_absences(place)]
     yield from [*found, *lonely] or [_no_agent(settings, own)]
+
+
+def _places(settings: Settings, own: Path) -> list[Path]:
+    return list(dict.fromkeys([own.parent, settings.runtime_dir, *runtime_dirs(os.environ)]))
+
+
+def agent_sockets(settings: Settings) -> list[Path]:
+    """Return the sockets of all agents this user may have, that of these settings first.
+
+    Raises:
+        ConfigurationError: the path of these settings' agent does not fit into a socket address.
+    """
+    own = agent_socket_path(settings)
+    others = (path for place in _places(settings, own) for path in sorted(place.glob("agent-*.sock")) if path != own)
+    return [path for path in (own, *others) if path.exists()]
 
 
 def _no_agent(settings: Settings, own: Path) -> Finding:

@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from axonize_core.doctor import agent_status
+from axonize_core.doctor import agent_sockets, agent_status
 from axonize_core.errors import ConfigurationError
 from axonize_core.frames import FrameError
 from axonize_core.plugin_record import DISABLED, NOT_INSTALLED
 from axonize_core.plugins import BUILT_IN_GROUPS, load_plugins
-from axonize_core.transport import agent_socket_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from axonize_core.settings import Settings
 
@@ -33,12 +31,17 @@ def plugin_report(settings: Settings) -> dict[str, Any]:
     problems = {
         f"{p['name']} {p['reason']}" for p in everywhere if p["state"] in (DISABLED, NOT_INSTALLED) or p["failures"]
     }
-    problems |= {f"agent {agent['socket']} {agent['error']}" for agent in agents if agent["error"]}
+    problems |= {f"agent {agent['socket'] or ''} {agent['error']}" for agent in agents if agent["error"]}
     return {"plugins": here, "agents": agents, "problems": sorted(problems)}
 
 
 def _agents(settings: Settings) -> Iterator[dict[str, Any]]:
-    for path in _sockets(settings):
+    try:
+        paths = agent_sockets(settings)
+    except ConfigurationError as e:
+        yield {"socket": None, "pid": None, "plugins": [], "error": f"cannot be asked: {e}"}
+        return
+    for path in paths:
         try:
             facts = agent_status(path)
         except (OSError, FrameError) as e:
@@ -49,20 +52,12 @@ def _agents(settings: Settings) -> Iterator[dict[str, Any]]:
             yield {"socket": str(path), "pid": facts["pid"], "plugins": plugins, "error": None}
 
 
-def _sockets(settings: Settings) -> list[Path]:
-    try:
-        own = agent_socket_path(settings)
-    except ConfigurationError:
-        return []
-    return [path for path in (own, *sorted(p for p in own.parent.glob("agent-*.sock") if p != own)) if path.exists()]
-
-
 def print_plugins(report: dict[str, Any]) -> None:
     """Print the report as aligned text; what needs attention comes last, in red."""
     rows = [(p["name"], _origin(p), p["state"], _hooks(p["hooks"])) for p in report["plugins"]]
     _print_table(("plugin", "from", "state", "hooks"), rows)
     for agent in report["agents"]:
-        click.echo(f"\nagent {agent['pid'] or _UNKNOWN} at {agent['socket']}")
+        click.echo(f"\nagent {agent['pid'] or _UNKNOWN} at {agent['socket'] or _UNKNOWN}")
         _print_table(
             ("plugin", "state", "calls", "failures", "own time", "slowest call", "over 100 ms"),
             [_costs(plugin) for plugin in agent["plugins"]],

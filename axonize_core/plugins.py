@@ -31,6 +31,8 @@ BUILT_IN_GROUPS = ("axonize.server",)
 FAILURES_BEFORE_DISABLED = 3
 SLOW_CALL_NS = 100_000_000
 """A call this long holds up a whole tick of the agent."""
+UNHURRIED = {"axonize_configure", "axonize_gpu_provider", "axonize_shutdown", "axonize_register_commands"}
+"""Hooks that nothing waits for: they run before the first event or after the last."""
 logger = logging.getLogger(__name__)
 _Implementation = tuple[PluginRecord, "Callable[..., Any]", tuple[str, ...]]
 
@@ -79,6 +81,9 @@ class Plugins:
         """
         record = PluginRecord(self._unused(name or _name(plugin), origin), origin or Origin())
         self.records[record.name] = record
+        if known := self.manager.get_name(plugin):
+            self._refuse(record, f"is the same object as {known}")
+            return
         try:
             self.manager.register(plugin, record.name)
             self._implementations = {}
@@ -155,7 +160,7 @@ class Plugins:
     ) -> Any:
         """Return what one plugin answers, checked; None where it failed."""
         try:
-            result = self._timed(record, function, given)
+            result = self._timed(record, hook, function, given)
             if result is not None:
                 check_result(hook, result, arguments)
         except BaseException as e:  # a plugin's failure, sys.exit() included, must not reach the others
@@ -175,7 +180,7 @@ class Plugins:
         self._implementations[hook] = implementations
         return implementations
 
-    def _timed(self, record: PluginRecord, function: Callable[..., Any], arguments: list[Any]) -> Any:
+    def _timed(self, record: PluginRecord, hook: str, function: Callable[..., Any], arguments: list[Any]) -> Any:
         """Call, and book the time on the plugin, less that of the hooks it called meanwhile."""
         nested = self._nested
         outer_ns, nested.ns = nested.ns, 0
@@ -190,7 +195,7 @@ class Plugins:
             record.busy_ns += own_ns
             if own_ns > record.slowest_ns:  # noqa: PLR1730 - max() would cost more than the rest
                 record.slowest_ns = own_ns
-            if own_ns >= SLOW_CALL_NS:
+            if own_ns >= SLOW_CALL_NS and hook not in UNHURRIED:
                 self._book_slow(record, own_ns)
 
     def _book_slow(self, record: PluginRecord, own_ns: int) -> None:
