@@ -59,6 +59,7 @@ class Place:
         self._env = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("AXONIZE_", "OTEL_", "XDG_"))},
             "AXONIZE_RUNTIME_DIR": str(self.runtime),
+            "AXONIZE_STATE_DIR": str(directory / "state"),
             "AXONIZE_GPU_PROVIDER": "none",
             "OTEL_EXPORTER_OTLP_ENDPOINT": sink.url,
             "OTEL_RESOURCE_ATTRIBUTES": self._mark,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -71,9 +72,20 @@ class Endpoint:
         """Return from which size on bodies are compressed: all, none, or those of ``threshold`` bytes and more."""
         return {"gzip": 0, "none": None}.get(self.compression, threshold)
 
+    @property
+    def items(self) -> str:
+        """What is sent there, for people."""
+        return "spans" if self.signal == "traces" else "GPU samples"
+
+    @property
+    def shown_url(self) -> str:
+        """The URL without a password, for logs and ``axonize doctor``."""
+        return re.sub(r"//[^/]*@", "//", self.url)
+
+    @property
     def origin(self) -> str:
-        """Return the URL without its path."""
-        return self.url if self.protocol == GRPC else "/".join(self.url.split("/", 3)[:3])
+        """The shown URL without its path."""
+        return self.url if self.protocol == GRPC else "/".join(self.shown_url.split("/", 3)[:3])
 
     def address(self) -> tuple[str, int] | None:
         """Return host and port, for a look whether anybody listens; None for forms only gRPC knows."""

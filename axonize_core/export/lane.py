@@ -62,7 +62,7 @@ class Lane:
     def facts(self) -> dict[str, Any]:
         """Return what ``axonize doctor`` shows."""
         return {
-            "endpoint": self.endpoint.url,
+            "endpoint": self.endpoint.shown_url,
             "protocol": self.endpoint.protocol,
             "sent": self.sent,
             "sent_batches": self.sent_batches,
@@ -76,14 +76,25 @@ class Lane:
 
     def _run(self) -> None:
         try:
-            while self._send_next():
+            while self._goes_on():
                 pass
         finally:
             kept = self.backlog.close()
             self._sender.close()
             if kept:
                 directory = self.backlog.facts()["directory"]
-                logger.warning("%d %s stay in %s for the next agent", kept, self.endpoint.signal, directory)
+                logger.warning("%d %s stay in %s for the next agent", kept, self.endpoint.items, directory)
+
+    def _goes_on(self) -> bool:
+        """Send one batch; an error of ours is shown like the collector's, and must not end the export."""
+        try:
+            return self._send_next()
+        except Exception as e:  # the queue's files are somebody else's too
+            logger.exception("sending failed")
+            answer = Answer(settled=False, reason=type(e).__name__, detail=str(e)[:300])
+            self._failed(answer)
+            self._pause(answer)
+            return not self._stopping.is_set()
 
     def _send_next(self) -> bool:
         """Send one batch, or wait for one; False when this is the end."""
@@ -118,7 +129,8 @@ class Lane:
         try:
             return self._sender.send(batch, timeout_s)
         except Exception as e:  # noqa: BLE001 - no answer of any kind: the batch stays
-            return Answer(settled=False, reason=type(e).__name__, detail=str(e)[:300])
+            root = _root(e)
+            return Answer(settled=False, reason=type(root).__name__, detail=str(root)[:300])
 
     def _settle(self, batch: Batch, answer: Answer) -> None:
         self.backlog.settle(batch)
@@ -129,15 +141,22 @@ class Lane:
         self.sent_batches += not answer.refused
         if answer.reason:
             self.refused[answer.reason] += answer.refused
-            self._remember(answer, f"the collector refused {answer.refused} {self.endpoint.signal} for good")
+            self._remember(answer, f"the collector refused {answer.refused} {self.endpoint.items} for good")
 
     def _failed(self, answer: Answer) -> None:
         self.retries += 1
         self._failing = True
-        self._remember(answer, f"{self.endpoint.signal} wait, {self.endpoint.url} does not take them now")
+        self._remember(answer, f"{self.endpoint.items} wait, {self.endpoint.shown_url} does not take them")
 
     def _remember(self, answer: Answer, what: str) -> None:
         self.last_error = f"{answer.reason}: {answer.detail}" if answer.detail else answer.reason
         if answer.reason not in self._said:
             self._said.add(answer.reason)
             logger.warning("%s: %s (said once)", what, self.last_error)
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return what an error began with: the operating system's words instead of three libraries' around them."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return error

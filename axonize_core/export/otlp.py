@@ -128,7 +128,7 @@ class OtlpExport:
             except OSError as e:
                 fallback = str(e)
         if fallback:
-            logger.error("%s wait in memory only, because the disk queue does not work: %s", endpoint.signal, fallback)
+            logger.error("%s wait in memory only, because the disk queue does not work: %s", endpoint.items, fallback)
         backlog = Backlog(disk, fallback, max_age_s=self._settings.export_queue_age_s)
         return Lane(endpoint, backlog, make_sender(endpoint))
 
@@ -187,7 +187,7 @@ def _claim(settings: Settings, endpoints: list[Endpoint]) -> tuple[QueueDirector
         return None, "neither AXONIZE_STATE_DIR nor HOME is set"
     try:
         # No headers here: they hold credentials.
-        about = {"endpoints": {e.signal: e.url for e in endpoints}}
+        about = {"endpoints": {e.signal: e.shown_url for e in endpoints}}
         return QueueDirectory(settings.state_dir, queue_key(endpoints), about), ""
     except (OSError, ConfigurationError) as e:
         return None, str(e)

@@ -7,6 +7,7 @@ upgrade keeps its queue. An agent locks the first free slot, and takes over what
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -50,12 +51,12 @@ class QueueDirectory:
         self.path = self._claim()
         (self.path / _ABOUT).write_text(json.dumps(about))
         self.adopted_segments = self._adopt()
+        self._sweep()
 
     def release(self) -> None:
         """Unlock; the directory goes when nothing waits in it."""
         with contextlib.suppress(OSError):
-            if not _segments(self.path):
-                _remove(self.path)
+            _remove(self.path)
         os.close(self._lock_fd)
 
     def _claim(self) -> Path:
@@ -81,6 +82,18 @@ class QueueDirectory:
                 _remove(other)
             os.close(lock_fd)
         return count
+
+    def _sweep(self) -> None:
+        """Remove what killed agents of any settings left empty."""
+        for other in self._root.iterdir():
+            with contextlib.suppress(OSError):
+                if other == self.path or any(s.stat().st_size for s in _segments(other)):
+                    continue
+                if (lock_fd := _lock(other)) is not None:
+                    try:
+                        _remove(other)
+                    finally:
+                        os.close(lock_fd)
 
 
 def leftovers(state_dir: Path) -> list[Leftover]:
@@ -139,7 +152,15 @@ def _is_locked(path: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Delete a queue without segments; files of other versions keep it in place."""
+    """Delete a queue with nothing to send; files of other versions keep it in place.
+
+    Raises:
+        OSError: there was something in it.
+    """
+    for segment in _segments(path):
+        if segment.stat().st_size:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        segment.unlink()
     for signal in path.iterdir():
         if signal.is_dir():
             signal.rmdir()

@@ -83,17 +83,17 @@ def endpoint_lines(timeout_s: float) -> Iterator[Line]:
         yield Line("problem", problem)
     if any(e.protocol == GRPC for e in endpoints) and not find_spec("grpc"):
         yield Line("problem", GRPC_MISSING)
-    for endpoint in {e.origin(): e for e in endpoints}.values():
+    for endpoint in {e.origin: e for e in endpoints}.values():
         yield _reach(endpoint, timeout_s)
 
 
 def _reach(endpoint: Endpoint, timeout_s: float) -> Line:
     address = endpoint.address()
     if address is None:
-        return Line("note", f"OTLP endpoint {endpoint.url} is not tried here")
+        return Line("note", f"OTLP endpoint {endpoint.shown_url} is not tried here")
     try:
         with socket.create_connection(address, timeout_s):
-            return Line("ok", f"OTLP endpoint {endpoint.origin()} can be reached")
+            return Line("ok", f"OTLP endpoint {endpoint.origin} can be reached")
     except OSError as e:
-        text = f"OTLP endpoint {endpoint.origin()} cannot be reached: {e}; start one: axonize collector"
+        text = f"OTLP endpoint {endpoint.origin} cannot be reached: {e}; start one: axonize collector"
         return Line("problem", text)

@@ -115,3 +115,18 @@ def test_slots_are_bounded(tmp_path, monkeypatch):
         QueueDirectory(tmp_path, "key", ABOUT)
     for directory in held:
         directory.release()
+
+
+def test_empty_queues_of_killed_agents_are_swept_up(tmp_path):
+    """Whatever their settings; what holds anything to send, or files of another version, stays."""
+    dead = [QueueDirectory(tmp_path, key, ABOUT) for key in ("empty", "emptied", "full", "newer", "alive")]
+    for directory in dead:
+        (directory.path / "traces").mkdir()
+    (dead[1].path / "traces" / "1-1.q1").touch()
+    fill(dead[2], b"a")
+    (dead[3].path / "traces" / "1-1.q9").write_bytes(b"x")
+    for directory in dead[:4]:
+        die(directory)
+    QueueDirectory(tmp_path, "key", ABOUT).release()
+    assert sorted(p.name for p in (tmp_path / "queue").iterdir()) == ["alive.0", "full.0", "newer.0"]
+    assert bodies(dead[2]) == [b"a"]

@@ -113,3 +113,10 @@ def test_settings_of_the_queue_are_read_and_are_part_of_what_agents_share():
         ("OTEL_TRACES_EXPORTER", "none"),
     ):
         assert Settings.from_env({"HOME": "/h", name: value}).fingerprint != settings.fingerprint
+
+
+def test_a_password_in_the_url_is_not_shown():
+    """Logs, doctor and the file beside the queue say where to, not with which secret."""
+    endpoint = read(ENDPOINT="https://user:secret@c:1/base")
+    assert endpoint.url == "https://user:secret@c:1/base/v1/traces"
+    assert (endpoint.shown_url, endpoint.origin) == ("https://c:1/base/v1/traces", "https://c:1")

@@ -118,7 +118,7 @@ def test_stopping_keeps_on_disk_what_the_collector_does_not_take(tmp_path, caplo
     assert lane.stop(time.monotonic() + 3)
     assert time.monotonic() - before < 1
     assert sender.bodies == [b"a", b"a"]
-    assert f"6 traces stay in {tmp_path / 'q'}" in caplog.text
+    assert f"6 spans stay in {tmp_path / 'q'}" in caplog.text
     again = DiskQueue(tmp_path / "q", 1 << 20)
     assert again.items == 6
     assert again.head().body == b"a"
@@ -185,3 +185,22 @@ def test_a_body_over_the_limit_is_halved():
     found = list(encoded(list(range(8)), lambda items: bytes(100 * len(items)), 250))
     assert found == [(bytes(200), 2)] * 4
     assert list(encoded([1], lambda _: bytes(999), 250)) == [(bytes(999), 1)]
+
+
+def test_an_error_of_ours_does_not_end_the_export(caplog):
+    """A bug in the queue is counted and shown, and sending goes on when it is over."""
+    lane = make(Script())
+    real, broken = lane.backlog.head, [True, True]
+
+    def head():
+        if broken:
+            raise RuntimeError(f"bug {broken.pop()}")
+        return real()
+
+    lane.backlog.head = head
+    put(lane, b"a")
+    wait_for(lambda: lane.sent == 3)
+    assert lane.facts()["retries"] == 2
+    assert lane.last_error == "RuntimeError: bug True"
+    assert "sending failed" in caplog.text
+    lane.stop(time.monotonic() + 1)
