@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
 import io
@@ -121,3 +122,63 @@ def test_a_forked_child_records_its_own(llama, recorded):
             os._exit(0 if ok else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert recorded.counts()[Kind.REQUEST] == 1
+
+
+def test_uninstrument_leaves_nothing(llama, recorded):
+    """After uninstrument the object holds what it held, and copies, pickles and compiles as if nothing had been."""
+    cls, kept, plain = type(llama), dict(vars(llama)), generate(llama, **GREEDY)
+    axonize_hf.instrument(llama)
+    generate(llama, **GREEDY)
+    axonize_hf.uninstrument(llama)
+    recorded.take()
+    assert (type(llama), vars(llama)) == (cls, kept)
+    for twin in (llama, copy.deepcopy(llama), _pickled(llama), _saved(llama)):
+        assert type(twin) is cls
+        assert torch.equal(generate(twin, **GREEDY), plain)
+    compiled = torch.compile(llama, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(IDS, attention_mask=MASK).logits, llama(IDS, attention_mask=MASK).logits)
+    assert recorded.take() == []
+
+
+def test_uninstrument_during_a_generate(llama, recorded):
+    """A generate that is under way when its model is uninstrumented still ends its records, the next makes none."""
+    axonize_hf.instrument(llama)
+
+    def leave(ids, scores, **kwargs):
+        axonize_hf.uninstrument(llama)
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    generate(llama, **GREEDY, stopping_criteria=[leave])
+    generate(llama, **GREEDY)
+    assert recorded.counts() == {Kind.REQUEST: 2, Kind.RUN: 1, Kind.RUN_END: 1, Kind.REQUEST_END: 2}
+
+
+def test_asyncio_tasks_have_contexts_of_their_own(llama, recorded):
+    """Tasks that let threads generate for them at once name each their own request."""
+    axonize_hf.instrument(llama)
+
+    async def serve(name):
+        with axonize_hf.request(request_id=name):
+            return await asyncio.to_thread(generate, llama, IDS[:1], **GREEDY)
+
+    async def serve_all():
+        return await asyncio.gather(serve("one"), serve("two"))
+
+    one, two = asyncio.run(serve_all())
+    assert torch.equal(one, two)
+    found = recorded.by_kind()
+    assert {payload[2] for _, payload in found[Kind.REQUEST]} == {"one", "two"}
+    assert [len(payload[4]) for _, payload in found[Kind.RUN]] == [8, 8]
+
+
+def test_a_context_spans_what_a_generator_yields(llama, recorded):
+    """A context around a generator's steps holds for the generates made in it."""
+    axonize_hf.instrument(llama)
+
+    def answers():
+        for _ in range(2):
+            yield generate(llama, IDS[:1], **GREEDY)
+
+    with axonize_hf.request(request_id="streamed"):
+        assert len(list(answers())) == 2
+    assert [payload[2] for _, payload in recorded.by_kind()[Kind.REQUEST]] == ["streamed"] * 2
