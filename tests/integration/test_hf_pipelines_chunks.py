@@ -194,3 +194,21 @@ def test_chunks_from_a_worker_process(batch_size, pipeline_for, recorded):
         runs(found)
         == ([((n,), (tokens,)) for n, tokens in ((0, 7), (1, 8)) for _ in range(3)], batched)[batch_size - 1]
     )
+
+
+@pytest.mark.parametrize("broken", ["open_request", "tokens_of", "batch_of", "count_outputs", "close_request"])
+def test_a_failure_of_ours_stays_ours(broken, pipeline_for, recorded, monkeypatch):
+    """Whatever of ours breaks is counted, and the answers are the plain pipeline's."""
+    pipe = pipeline_for("zero-shot-classification")
+    expected = pipe(["the model", "a b c"], **LABELS, batch_size=2)
+    axonize_hf.instrument(pipe)
+
+    def fail(*_):
+        raise RuntimeError(broken)
+
+    monkeypatch.setattr(f"axonize_hf.session.{broken}", fail)
+    assert pipe(["the model", "a b c"], **LABELS, batch_size=2) == expected
+    assert sum(recorded.recorder.errors.values()) >= 2
+    records = recorded.take()
+    assert all(payload[1] for kind, _, payload in records if kind == Kind.RUN)
+    assert [kind for kind, *_ in records].count(Kind.REQUEST) == (0 if broken == "open_request" else 2)

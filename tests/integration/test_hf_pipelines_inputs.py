@@ -263,6 +263,6 @@ def test_spawned_workers(classifier, tmp_path):
     script = tmp_path / "serve.py"
     script.write_text(SPAWNED.format(texts=TEXTS))
     ran = subprocess.run(
-        [sys.executable, script], check=False, input=pickle.dumps(classifier), capture_output=True, timeout=120
+        [sys.executable, script], check=False, input=pickle.dumps(classifier), capture_output=True, timeout=240
     )
     assert (ran.returncode, ran.stdout.decode()) == (0, f"{LENGTHS}\n"), ran.stderr.decode()

@@ -156,10 +156,9 @@ class Session:
         self._items.append(item)
         return item
 
-    @guarded("hf.pipeline.measure")
     def _add(self, item: Item | None, inputs: Any) -> None:
         if item is not None:
-            self._waiting.append(item.add(tokens_of(inputs)))
+            self._waiting.append(item.add(_tokens(inputs)))
 
     @guarded("hf.pipeline.batch")
     def _batch(self, inputs: Any) -> Batch | None:
@@ -191,6 +190,11 @@ class Session:
     ) -> None:
         if item is not None:
             close_request(item.seq, item.input_tokens, counted or (None, None), error)
+
+
+@guarded("hf.pipeline.measure")
+def _tokens(inputs: Any) -> int | None:
+    return tokens_of(inputs)
 
 
 @guarded("hf.pipeline.forward")

@@ -62,7 +62,7 @@ _HEADS = {"": "embeddings", "ctc": "automatic_speech_recognition", "masked_lm": 
 
 def task_of(pipe: Any) -> Task:
     """Return the task of any pipeline; an unknown one generates as its class does, or else if its model can."""
-    task = _task(pipe.task, type(pipe))
+    task = _task(pipe.task, tuple(base.__name__.removesuffix("Pipeline") for base in type(pipe).__mro__))
     return task if not task.generates or _can_generate(pipe.model) else Task(task.operation)
 
 
@@ -71,17 +71,13 @@ def _can_generate(model: Any) -> bool:
 
 
 @lru_cache(256)
-def _task(name: str, cls: type) -> Task:
-    """Return the task of a name, or of a class where that is empty: ``TextGenerationPipeline`` says it too."""
-    inherited = next(filter(None, (_known(_class_task(base)) for base in cls.__mro__)), None)
+def _task(name: str, classes: tuple[str, ...]) -> Task:
+    """Return the task of a name, or of a class and its bases where that is empty: ``TextGeneration`` says it too."""
+    inherited = next(filter(None, map(_known, classes)), None)
     if not name and inherited is not None:
         return inherited
-    name = name or _class_task(cls)
+    name = name or classes[0]
     return _known(name) or Task(_words(name), generates=inherited is None or inherited.generates)
-
-
-def _class_task(cls: type) -> str:
-    return cls.__name__.removesuffix("Pipeline")
 
 
 def _known(name: str) -> Task | None:
