@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import time
+from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from axonize_core.bench.emit_cost import emit_cost
@@ -71,18 +72,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _warm_up(workload: Workload, segment_s: float) -> int:
     """Run both ways until nothing is done for the first time any more; return the calls that fill a segment."""
-    fastest = float("inf")
     for on in (False, True, False):
         workload.switch(on=on)
+        took_s: list[float] = []
         until = time.perf_counter() + _WARM_UP_SEGMENTS * segment_s
         while time.perf_counter() < until:
-            segment = _segment(workload, 1)
-            fastest = min(fastest, segment.wall_s)
+            took_s.append(_segment(workload, 1).wall_s)
     get_recorder().flush(_FLUSH_S)
     # What is alive now stays: a collection of it during one segment and not another would be noise.
     gc.collect()
     gc.freeze()
-    return max(1, round(segment_s / fastest))
+    return max(1, round(segment_s / median(took_s)))
 
 
 def _round(workload: Workload, calls: int, order: tuple[str, ...]) -> dict[str, list[Any]]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["OverheadOptions", "measure_overhead"]
 
 SEGMENTS_PER_ROUND = 6
-LEAST_ROUNDS = 12
+LEAST_ROUNDS = 3
+TRUSTED_ROUNDS = 12
 """An interval of fewer rounds is not trusted to be narrow."""
 _SETTLE_S = 0.05
 _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -37,11 +39,16 @@ _LOST = ("records_dropped", "records_orphaned", "records_unknown")
 
 @dataclass(frozen=True)
 class OverheadOptions:
-    """What to measure with, and for how long: so many rounds, or until the interval is this narrow (half of it)."""
+    """What to measure with, and for how long.
+
+    At most so many rounds and seconds, but three rounds, and only until both intervals' half widths are ``precision``
+    (0: never mind).
+    """
 
     engine: str | None = None
     model: str | None = None
     rounds: int = 40
+    seconds: float = float("inf")
     precision: float = 0.0
     segment_s: float = 0.25
     pin: bool = True
@@ -51,7 +58,8 @@ class OverheadOptions:
     def lasting(cls, seconds: float, **given: Any) -> OverheadOptions:
         """Return options with as many rounds as fit into this time, at least three."""
         segment_s = cls.segment_s
-        return cls(rounds=max(3, int(seconds / SEGMENTS_PER_ROUND / (segment_s + _SETTLE_S))), **given)
+        rounds = int(seconds / SEGMENTS_PER_ROUND / (segment_s + _SETTLE_S))
+        return cls(rounds=max(LEAST_ROUNDS, rounds), seconds=seconds, **given)
 
 
 def measure_overhead(
@@ -118,13 +126,14 @@ def _engine(
         ) as process,
     ):
         assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018 - asked for above
-        rounds = []
+        rounds, until = list[Any](), time.monotonic() + options.seconds
         try:
             for line in process.stdout:
                 said = json.loads(line)
                 if "round" in said:
                     rounds.append(said["segments"])
-                    done = _is_narrow(rounds, options.precision)
+                    late = len(rounds) >= LEAST_ROUNDS and time.monotonic() > until
+                    done = late or _is_narrow(rounds, options.precision)
                     progress(options.rounds if done else len(rounds), options.rounds)
                     process.stdin.write("stop\n" if done else "go\n")
                     process.stdin.flush()
@@ -137,7 +146,7 @@ def _engine(
 
 
 def _is_narrow(rounds: Sequence[Any], precision: float) -> bool:
-    if len(rounds) < LEAST_ROUNDS or not precision:
+    if len(rounds) < TRUSTED_ROUNDS or not precision:
         return False
     return max(_interval(rounds, c, "wall_s")["half_width"] for c in ("on", "control")) <= precision
 

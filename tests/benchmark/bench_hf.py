@@ -44,9 +44,9 @@ def run() -> list[Row]:
     return [*micro_rows(), macro_row()]
 
 
-def macro_row(rounds: int = 60) -> Row:
-    """Return tokens/s with recording on against off, as `axonize bench overhead` measures it: until ± 2 %, or so long."""
-    report = measure_overhead(OverheadOptions(engine="transformers", rounds=rounds, precision=MACRO_HALF_WIDTH))
+def macro_row(seconds: float = 150) -> Row:
+    """Return tokens/s with recording on against off, as `axonize bench overhead` measures it: until ± 1 %, or so long."""
+    report = measure_overhead(OverheadOptions.lasting(seconds, engine="transformers", precision=MACRO_HALF_WIDTH / 2))
     on, control = report["difference"], report["control"]
     return Row(
         name="HF pipeline, tokens/s with recording on",
