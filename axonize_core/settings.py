@@ -134,6 +134,9 @@ SETTINGS: tuple[Setting, ...] = (
         "URL",
         "where the agent sends spans and metrics; all other OTEL_EXPORTER_OTLP_* variables are honoured too",
     ),
+    Setting(
+        "OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", "", "`grpc` needs `pip install 'axonize[grpc]'` and port 4317"
+    ),
 )
 
 _TRUE = {"1", "true", "yes", "on"}
