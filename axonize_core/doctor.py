@@ -141,7 +141,7 @@ def _agents(settings: Settings) -> Iterator[Finding]:
         return
     found = [finding for path in agent_sockets(settings) for finding in _agent(path)]
     lonely = [_lonely(absence) for place in _places(settings, own) for absence in read_absences(place)]
-    yield from [*found, *lonely] or [_no_agent(settings, own)]
+    yield from [*(found or [_no_agent(settings, own)]), *lonely]
 
 
 def _places(settings: Settings, own: Path) -> list[Path]:

@@ -98,9 +98,12 @@ class QueueDirectory:
 
 def leftovers(state_dir: Path) -> list[Leftover]:
     """Return the queues that wait without an agent, whatever their settings; nothing is changed."""
-    root = state_dir / "queue"
+    try:
+        paths = sorted((state_dir / "queue").iterdir())
+    except OSError:
+        return []  # there is none, or it is not ours to look into
     found = []
-    for path in sorted(root.iterdir()) if root.is_dir() else ():
+    for path in paths:
         segments = [s for s in _segments(path) if s.stat().st_size]
         if segments and not _is_locked(path):
             about: dict[str, Any] = {}
