@@ -105,7 +105,7 @@ def test_steps_tell_their_members(llama):
     assert [(event.steps, event.tokens) for event in seen.decodes] == [(5, 6)] * 3
 
 
-def test_nothing_runs_per_token(llama):
+def test_nothing_runs_per_token(llama, recorded):
     """What runs of ours in a step of decoding is the same for one request and for three."""
     axonize_hf.instrument(llama)
     calls = {}

@@ -148,9 +148,9 @@ def test_off_by_default(llama):
 def test_a_gpu_tells_its_time(llama, asked):
     """On a GPU all steps but perhaps the last have the device's own time, and together they fit into the request."""
     axonize_hf.instrument(llama.to("cuda"))
-    llama.generate(IDS.to("cuda"), **GREEDY)
     with capture_events() as seen:
-        llama.generate(IDS.to("cuda"), **GREEDY)
-    measured = [batch.device_ns for batch in seen.batches]
+        for _ in range(2):  # the first one warms up
+            llama.generate(IDS.to("cuda"), **GREEDY)
+    measured = [batch.device_ns for batch in seen.batches[5:]]
     assert all(measured[:-1])
-    assert sum(n or 0 for n in measured) < seen.requests[0].duration_ns
+    assert sum(n or 0 for n in measured) < seen.requests[1].duration_ns

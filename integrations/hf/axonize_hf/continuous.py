@@ -205,8 +205,8 @@ class Serving:
             request.times = _times(output)
         if not request.missing:
             self._steps.close()
-            del self._requests[name]
-            self._close(request, _OTHER if request.failed else None)
+            # Another thread may have cancelled it meanwhile.
+            self._end(name, _OTHER if request.failed else None)
 
     @guarded("hf.continuous.end")
     def _end(self, name: Any, error: str | None, reason: str | None = None) -> None:
