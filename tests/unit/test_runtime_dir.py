@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -10,6 +11,13 @@ from axonize_core.absence import KEPT_S, AbsenceNote, read_absences
 from axonize_core.runtime_dir import choose_runtime_dir, obstacle_to_socket, runtime_dirs
 from axonize_core.settings import Settings
 from axonize_core.starter import AgentStarter, reap, wait_for_end
+
+
+@pytest.fixture
+def short_path():
+    """A directory whose path leaves room for a socket's name, unlike pytest's own."""
+    with TemporaryDirectory(dir="/tmp") as path:
+        yield Path(path)
 
 
 def test_what_was_asked_for_is_the_only_place():
@@ -26,19 +34,19 @@ def test_the_places_are_tried_in_their_order(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "says"), [("x" * 120, "at most 107 bytes"), ("file", "does not belong to uid")])
-def test_an_obstacle_is_named(tmp_path, name, says):
+def test_an_obstacle_is_named(short_path, name, says):
     """A path that is too long, or is no directory of ours."""
-    (tmp_path / "file").touch()
-    assert says in obstacle_to_socket(tmp_path / name)
-    assert says not in obstacle_to_socket(tmp_path / "new")
+    (short_path / "file").touch()
+    assert says in obstacle_to_socket(short_path / name)
+    assert obstacle_to_socket(short_path / "new") == ""
 
 
-def test_a_directory_to_be_made_needs_a_place_to_be_made_in(tmp_path):
+def test_a_directory_to_be_made_needs_a_place_to_be_made_in(short_path):
     """A file is no place; nothing is made by asking."""
-    (tmp_path / "file").touch()
-    assert obstacle_to_socket(tmp_path / "a" / "b") == ""
-    assert "Not a directory" in obstacle_to_socket(tmp_path / "file" / "b")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (short_path / "file").touch()
+    assert obstacle_to_socket(short_path / "a" / "b") == ""
+    assert "Not a directory" in obstacle_to_socket(short_path / "file" / "b")
+    assert [path.name for path in short_path.iterdir()] == ["file"]
 
 
 def test_an_absence_is_noted_after_a_while_and_taken_back(tmp_path, monkeypatch):
