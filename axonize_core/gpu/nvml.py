@@ -7,6 +7,7 @@ A GPU that is lost or unplugged, a driver that is reloaded and slices that are m
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,8 @@ class NvmlProvider:
         self._next_look = 0.0
         self._topology = Topology({}, {})
         self._running: dict[str, Running] = {}
+        self._looking = threading.Lock()
+        self._looked_for: set[str] = set()
         self._events: Any = None
         self._watched: set[str] = set()
         self._xids: dict[str, Counter[int]] = {}
@@ -66,6 +69,10 @@ class NvmlProvider:
         if self._open and now >= self._next_look:
             self._next_look = now + FOLLOW_S
             self._follow(now)
+            devices = self._topology.devices.values()
+            self._reader.keep(devices)
+            self._reader.measure_refresh(devices)
+            self._watch_xids()
         return self._topology.resources()
 
     def sample(self, resource: ComputeResource) -> GpuSample:
@@ -85,7 +92,15 @@ class NvmlProvider:
             raise
 
     def resolve(self, source: SourceInfo) -> ComputeResource | None:
-        """Return the resource a source's device is, or None when that is not certain."""
+        """Return the resource a source's device is, or None when that is not certain.
+
+        What there was before a process came says nothing of it: at its first question NVML is asked anew. Later
+        there is no need, since a slice that is in use cannot be destroyed.
+        """
+        if self._open and source.instance_id not in self._looked_for:
+            self._looked_for.add(source.instance_id)
+            with contextlib.suppress(pynvml.NVMLError):  # the sampler's thread finds out why
+                self._look()
         processes = {uuid: running.pids() for uuid, running in self._running.items()}
         return resolve(source, self._topology.resources(), self._agent, processes)
 
@@ -159,14 +174,13 @@ class NvmlProvider:
             self._look()
 
     def _look(self) -> None:
-        topology = read_topology(self._topology, self._incarnation)
-        for what in topology.failed.keys() - self._topology.failed.keys():
-            self.counts[f"{what} lost"] += 1
-        running = read_processes(topology.devices.values())
-        self._reader.keep(topology.devices.values())
-        self._reader.measure_refresh(topology.devices.values())
-        self._topology, self._running = topology, running
-        self._watch_xids()
+        """Read what there is and who runs on it; any thread."""
+        with self._looking:
+            topology = read_topology(self._topology, self._incarnation)
+            running = read_processes(topology.devices.values())
+            for what in topology.failed.keys() - self._topology.failed.keys():
+                self.counts[f"{what} lost"] += 1
+            self._topology, self._running = topology, running
 
     def _watch_xids(self) -> None:
         """Count the XIDs that came since the last look; GPUs that report none are left out."""

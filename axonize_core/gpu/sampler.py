@@ -138,9 +138,20 @@ class Sampler:
         return sharing(context, live, pids, mps=mps)
 
     def _resolve_again(self) -> None:
-        """Ask again what each live context's device is: slices come and go, and drivers learn of processes late."""
-        live = [context.source for context in self.contexts.live()]
-        self._identities = {id(source): self._identify(source) for source in live}
+        """Ask what the devices of live contexts are that are not known yet, or whose resource is gone.
+
+        What was certain stays: a process reads its variables once, and slices that come later change nothing.
+        """
+        there = {resource.id: resource for resource in self._resources}
+        identities = {}
+        for context in self.contexts.live():
+            known = self._identities.get(id(context.source))
+            old = known[2] if known is not None and known[0] is context.source else None
+            new = there.get(old.id) if old is not None else None
+            if known is None or old is None or new is None or not new.same_as(old):
+                known = self._identify(context.source)
+            identities[id(context.source)] = known
+        self._identities = identities
 
     def identity(self, source: SourceInfo) -> tuple[dict[str, Any], ComputeResource | None]:
         """Return the attributes that name a source's device, and the compute resource."""

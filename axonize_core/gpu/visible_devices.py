@@ -59,18 +59,25 @@ def _everything(usable: list[ComputeResource], order: str | None) -> list[Comput
 def _by_index(
     entries: list[str], usable: list[ComputeResource], order: str | None
 ) -> list[ComputeResource | None] | None:
+    if _index(entries[0]) < 0:
+        return []
     if len(usable) > 1 and any(r.kind == "mig" for r in usable):
         return None  # how CUDA numbers GPUs beside sliced ones is not specified
     ordered = _ordered(usable, order)
 
     def find(entry: str) -> _Entry | None:
-        match = _NUMBER.match(entry)
-        index = int(match[0]) if match else -1
+        index = _index(entry)
         if not 0 <= index < len(usable):
             return None
         return str(index), usable[index] if ordered else None
 
     return _listed(entries, find)
+
+
+def _index(entry: str) -> int:
+    """Return the number an entry begins with, as strtoul reads it; -1 where there is none."""
+    match = _NUMBER.match(entry)
+    return int(match[0]) if match else -1
 
 
 def _listed(entries: Sequence[str], find: Callable[[str], _Entry | None]) -> list[ComputeResource | None]:
