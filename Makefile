@@ -5,6 +5,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.10
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+MATRIX := tests/integration/test_hf_matrix.py
 SOURCES := $(shell find axonize_core integrations server migrations -name '*.py' -o -name '*.sql' -o -name '*.proto')
 
 # The wheel is what is tested: the checkout must not come before it on sys.path.
@@ -19,6 +20,7 @@ help:
 	@echo "make test         all tests, against the built wheel, with coverage; some: make test TESTS=tests/unit"
 	@echo "make test-sdk     tests of what runs beside inference"
 	@echo "make test-server  tests of the collector"
+	@echo "make test-hf      every task and mode on every version of transformers that is tried, against the docs"
 	@echo "make bare         the wheel without extras: what it brings, and that it works, with newest and lowest dependencies"
 	@echo "make matrix       unit tests and the agent's tests on every Python from 3.10 to 3.13 that is here"
 	@echo "make lint         ruff, mypy, import-linter"
@@ -35,16 +37,20 @@ ifdef TESTS
 	$(BIN)/pytest $(TESTS)
 else
 	rm -f .coverage .coverage.*
-	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=
+	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(MATRIX) --cov --cov-report=
 	$(BIN)/coverage report --fail-under=95
 	$(BIN)/coverage report --fail-under=100 --include='*/axonize_core/recorder.py,*/axonize_core/frames.py,*/axonize_core/timeline.py,*/axonize_core/runs.py,*/axonize_server/spool.py,*/axonize_server/appender.py'
 endif
 
 test-sdk: $(VENV)/.wheel $(VENV)/.tools
-	$(BIN)/pytest -n 2 --dist loadfile -m "not server"
+	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(MATRIX) -m "not server"
 
 test-server: $(VENV)/.wheel $(VENV)/.tools
 	$(BIN)/pytest -n 2 --dist loadfile -m server
+
+# Two versions at a time, each in a process of its own; they are installed into the environment's folder once.
+test-hf: $(VENV)/.wheel $(VENV)/.tools
+	$(BIN)/pytest -n 2 --dist load $(MATRIX)
 
 # What the wheel without extras is and does, with the newest and with the lowest dependencies it admits.
 bare: $(VENV)/.wheel

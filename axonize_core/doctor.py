@@ -92,7 +92,9 @@ def _integration(supported: Any) -> Finding:
     if version is None:
         return Finding("integrations", "note", f"{supported.ENGINE} is not installed ({known} is supported)")
     if supported.is_supported(version):
-        return Finding("integrations", "ok", f"{supported.ENGINE} {version} is supported ({known})")
+        later = ", ".join(supported.added_later(version))
+        more = f"; newer versions add {later}" if later else ""
+        return Finding("integrations", "ok", f"{supported.ENGINE} {version} is supported ({known}){more}")
     text = f"{supported.ENGINE} {version} is not supported ({known} is): nothing of it is recorded; upgrade axonize"
     return Finding("integrations", "problem", text)
 

@@ -67,6 +67,12 @@ def test_doctor_says_which_versions_are_supported(monkeypatch, version, level, s
     assert ">=4.46,<6.0" in finding.text
 
 
+def test_doctor_says_what_newer_versions_add(monkeypatch):
+    """An older framework is supported, and what it would gain by an update is named."""
+    monkeypatch.setattr(doctor, "_version", lambda _: "4.57.6")
+    assert "newer versions add times of tokens in continuous batching (5.0)" in doctor._integration(_supported).text
+
+
 def test_doctor_shows_what_an_agent_dropped(tmp_path, otlp_sink):
     """Drops in an inference process are visible while it lives."""
     code = (

@@ -12,7 +12,7 @@ import axonize_hf
 from axonize_core.errors import IntegrationUnavailableError
 from axonize_core.settings import get_settings
 from axonize_hf import instrumentation as module
-from axonize_hf._supported import is_supported
+from axonize_hf._supported import added_later, has, is_supported
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,28 @@ from axonize_hf._supported import is_supported
 def test_the_supported_range(version, expected):
     """From 4.46 up to but without 6, release candidates included."""
     assert is_supported(version) is expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "expected"),
+    [
+        ("continuous_batching", "4.52.4", False),
+        ("continuous_batching", "4.53.0", True),
+        ("record_timestamps", "5.0.0rc1", True),
+        ("contrastive_search", "4.55.4", True),
+        ("contrastive_search", "4.56.0", False),
+        ("record_timestamps", "main", False),
+    ],
+)
+def test_what_a_version_can_do(capability, version, expected):
+    """A capability begins with a version, and may end before one."""
+    assert has(capability, version) is expected
+
+
+def test_what_came_later():
+    """What a version cannot do yet is named with the version that can; what was removed is not."""
+    assert added_later("5.0.0") == ["continuous batching without a GPU (5.1)"]
+    assert added_later("5.23.0") == []
 
 
 def test_an_unknown_version_passes_through_with_one_warning(monkeypatch, caplog):

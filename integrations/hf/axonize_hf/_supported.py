@@ -12,9 +12,9 @@ __all__ = [
     "SUPPORTED",
     "TESTED",
     "Capability",
+    "added_later",
     "has",
     "is_supported",
-    "lacks",
     "workload",
 ]
 
@@ -39,13 +39,16 @@ class Capability(NamedTuple):
 
 
 CAPABILITIES = (
-    Capability("continuous_batching", "generate_batch and ContinuousBatchingManager", (4, 53)),
+    Capability("prefill_chunking", "generate(prefill_chunk_size=…)", (4, 51)),
+    Capability("continuous_batching", "continuous batching", (4, 53)),
+    Capability("record_timestamps", "times of tokens in continuous batching", (5, 0)),
     Capability("continuous_batching_on_cpu", "continuous batching without a GPU", (5, 1)),
-    Capability("record_timestamps", "continuous batching that says when each token came", (5, 0)),
-    Capability("decoding_built_in", "contrastive search, DoLa and group beams without remote code", before=(4, 56)),
+    Capability("contrastive_search", "contrastive search and DoLa without remote code", before=(4, 56)),
+    Capability("group_beam_search", "diverse beam search without remote code", before=(4, 57)),
     Capability("text2text_pipelines", "text2text-generation, summarization and translation", before=(5, 0)),
+    Capability("question_answering", "the question-answering pipeline", before=(5, 3)),
 )
-"""By the sources of transformers; the matrix holds them against what ran."""
+"""By the sources of transformers; a test holds them against what ran."""
 
 
 def is_supported(version: str) -> bool:
@@ -64,9 +67,11 @@ def has(capability: str, version: str) -> bool:
     return found is not None and known.since <= found and (known.before is None or found < known.before)
 
 
-def lacks(version: str) -> list[str]:
-    """Return what a version cannot do that others can, for ``axonize doctor``."""
-    return [c.meaning for c in CAPABILITIES if not has(c.name, version)]
+def added_later(version: str) -> list[str]:
+    """Return what a version cannot do yet, each with the version that can, for ``axonize doctor``."""
+    found = _parsed(version)
+    later = [c for c in CAPABILITIES if found is not None and found < c.since]
+    return [f"{c.meaning} ({c.since[0]}.{c.since[1]})" for c in later]
 
 
 def _parsed(version: str) -> tuple[int, int] | None:
