@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -137,6 +138,26 @@ def test_without_a_gpu_it_says_so_once(llama, asked, caplog):
     assert caplog.messages == [
         "AXONIZE_HF_DEVICE_TIME needs a model on one CUDA device, and the model is on cpu: no device time"
     ]
+
+
+@pytest.mark.parametrize(("parts", "capturing", "timed"), [
+    (None, False, True),
+    ({"": 0}, False, True),
+    ({"model.layers.0": 0, "lm_head": 1}, False, False),
+    (None, True, False),
+])  # fmt: skip
+def test_one_gpu_is_timed_on_its_stream(parts, capturing, timed, asked, stream, monkeypatch):
+    """A model on one GPU is timed on that GPU's stream; one on several is not, nor while a CUDA graph is captured."""
+    found = []
+    cuda = {"Event": lambda enable_timing: stream.event(), "is_current_stream_capturing": lambda: capturing}
+    for name, stand_in in (cuda | {"current_stream": found.append}).items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    device = torch.device("cuda", 1)
+    timer = device_time.device_time(SimpleNamespace(device=device, hf_device_map=parts))
+    assert (timer is not None) == timed
+    if timer is not None:
+        timer.mark()
+        assert (found, len(stream.recorded)) == ([device], 1)
 
 
 def test_off_by_default(llama):
