@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from axonize_core.errors import ConfigurationError
 from axonize_core.export.segment import SUFFIX
-from axonize_core.transport import private_directory
+from axonize_core.runtime_dir import private_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +49,9 @@ class QueueDirectory:
         self._key = key
         self._lock_fd = -1
         self.path = self._claim()
-        (self.path / _ABOUT).write_text(json.dumps(about))
+        with contextlib.suppress(OSError):  # a full disk must not keep us from sending what lies on it
+            if not (self.path / _ABOUT).exists():
+                (self.path / _ABOUT).write_text(json.dumps(about))
         self.adopted_segments = self._adopt()
         self._sweep()
 

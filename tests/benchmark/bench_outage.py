@@ -5,12 +5,10 @@ Not in the default set: ``run.py outage`` takes ten minutes and more; ``bench_ou
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from pathlib import Path
 
 import psutil
@@ -101,14 +99,9 @@ def _measure(minutes, collector, engine):
 def _wait_until_stored(collector):
     """Wait until the collector's spool is empty: it acknowledges before it inserts, and its stop has a limit."""
     deadline = time.monotonic() + 10 * DRAIN_S
-    while _spooled(collector):
+    while collector.client.health()["spool"]["segments"]:
         assert time.monotonic() < deadline, "the collector does not empty its spool"
         time.sleep(0.5)
-
-
-def _spooled(collector):
-    with urllib.request.urlopen(f"{collector.client.url}/api/v1/health", timeout=30) as response:
-        return json.load(response)["spool"]["segments"]
 
 
 if __name__ == "__main__":

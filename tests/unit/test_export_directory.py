@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,24 @@ def test_slots_are_bounded(tmp_path, monkeypatch):
         QueueDirectory(tmp_path, "key", ABOUT)
     for directory in held:
         directory.release()
+
+
+def test_a_queue_on_a_full_disk_is_still_sent(tmp_path):
+    """Nothing new can be written there, not even what the queue is about; what waits is read all the same."""
+    dead = QueueDirectory(tmp_path, "key", ABOUT)
+    fill(dead, b"a")
+    die(dead)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        heir = QueueDirectory(tmp_path, "key", ABOUT)
+        queue = DiskQueue(heir.path / "traces", 1 << 20, reserved_bytes=0)
+        head = queue.head()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert head.body == b"a"
+    queue.close()
+    heir.release()
 
 
 def test_empty_queues_of_killed_agents_are_swept_up(tmp_path):
