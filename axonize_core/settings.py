@@ -272,7 +272,9 @@ def _state_dir(env: Mapping[str, str]) -> Path | None:
         return Path(own)
     if xdg := env.get("XDG_STATE_HOME"):
         return Path(xdg) / "axonize"
-    return Path(home) / ".local/state/axonize" if (home := env.get("HOME")) else None
+    home = env.get("HOME", "")
+    # Root could make the home that a container's environment names and its image lacks; that is not for us to do.
+    return Path(home) / ".local/state/axonize" if os.path.isdir(home) else None  # noqa: PTH112 - no error where we may not look
 
 
 def _resource(env: Mapping[str, str]) -> dict[str, str]:

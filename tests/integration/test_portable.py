@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -64,8 +65,10 @@ def test_a_user_without_a_name_and_without_a_home(place):
     """A uid that no passwd knows, with a HOME it may not look into."""
     prefix = usable("unshare", "--user", "--map-user=12345", "--map-group=12345")
     code = "import pwd\ntry: pwd.getpwuid(os.getuid())\nexcept KeyError: request('nameless')\nreport()"
-    assert place.run(code, prefix=prefix, env={**NO_PLACE, "HOME": "/nonexistent"})["lost"] == 0
+    env = {**NO_PLACE, "HOME": "/nonexistent", "AXONIZE_STATE_DIR": None}
+    assert place.run(code, prefix=prefix, env=env)["lost"] == 0
     place.arrived("nameless")
+    assert not Path("/nonexistent").exists(), "a home that is not there is not made"
 
 
 def test_a_home_that_must_not_be_looked_into_switches_nothing_off(place, tmp_path):

@@ -98,13 +98,14 @@ def test_the_address_is_what_doctor_tries(env, address):
     assert read(**env).address() == address
 
 
-def test_settings_of_the_queue_are_read_and_are_part_of_what_agents_share():
+def test_settings_of_the_queue_are_read_and_are_part_of_what_agents_share(tmp_path):
     """Defaults as documented; processes that differ in them do not share an agent."""
-    settings, table = Settings.from_env({"HOME": "/h"}), {s.env: s.default for s in SETTINGS}
+    settings, table = Settings.from_env({"HOME": str(tmp_path)}), {s.env: s.default for s in SETTINGS}
     assert str(settings.export_queue_bytes) == table["AXONIZE_EXPORT_QUEUE_BYTES"]
     assert str(settings.export_queue_age_s) == table["AXONIZE_EXPORT_QUEUE_AGE_S"]
     assert str(settings.export_gzip_bytes) == table["AXONIZE_EXPORT_GZIP_BYTES"]
-    assert str(settings.state_dir) == "/h/.local/state/axonize"
+    assert settings.state_dir == tmp_path / ".local/state/axonize"
+    assert Settings.from_env({"HOME": "/nonexistent"}).state_dir is None, "a home that is not there is not made"
     assert str(Settings.from_env({"XDG_STATE_HOME": "/x"}).state_dir) == "/x/axonize"
     assert Settings.from_env({}).state_dir is None
     for name, value in (
