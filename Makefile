@@ -13,7 +13,7 @@ export PYTHONSAFEPATH := 1
 # pip's cache belongs to whoever runs make.
 export PIP_NO_INPUT := 1
 
-.PHONY: help demo test test-sdk test-server bare matrix lint bench docs migrate clean
+.PHONY: help demo test test-sdk test-server bare matrix lint bench docs migrate dev dev-down clean
 
 help:
 	@echo "make demo         serve a small model here and see what comes back from the store"
@@ -26,6 +26,7 @@ help:
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make bench        the numbers, each beside its limit or peer"
 	@echo "make docs         regenerate what is generated"
+	@echo "make dev          start a real ClickHouse and PostgreSQL in containers; make dev-down ends them"
 	@echo "make migrate      bring store and registry (AXONIZE_STORE, AXONIZE_REGISTRY) to this schema"
 	@echo "make clean        remove what make made"
 
@@ -78,6 +79,14 @@ docs: $(VENV)/.wheel
 
 migrate: $(VENV)/.wheel
 	$(BIN)/axonize migrate
+
+COMPOSE ?= docker compose
+dev:
+	$(COMPOSE) -f deploy/compose.yaml up --wait
+	@echo "AXONIZE_STORE=http://axonize:axonize@127.0.0.1:8123 AXONIZE_REGISTRY=postgresql://axonize:axonize@127.0.0.1/axonize axonize collector"
+
+dev-down:
+	$(COMPOSE) -f deploy/compose.yaml down --volumes
 
 clean:
 	rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .tox

@@ -19,8 +19,15 @@ __all__ = [
     "ApiError",
     "ApiUnreachableError",
     "Batch",
+    "ComputeResource",
+    "Context",
+    "Engine",
+    "Engines",
+    "Gpu",
+    "GpuTree",
     "Health",
     "Member",
+    "Reading",
     "Request",
     "Span",
     "Trace",
@@ -114,6 +121,111 @@ class Batch(TypedDict):
     members: list[Member]
 
 
+class Reading(TypedDict):
+    """What a GPU or a slice last read; a field the device does not support is None."""
+
+    time: str
+    utilization: float | None
+    memory_used_bytes: int | None
+    memory_total_bytes: int | None
+    power_w: float | None
+    energy_j: float | None
+    temperature_c: float | None
+    provenance: str | None
+
+
+class Context(TypedDict):
+    """What a process calls the resource it holds, who it is, and since when."""
+
+    context_id: str
+    device: str | None
+    host: str | None
+    pid: int | None
+    instance_id: str | None
+    service: str | None
+    engine: str | None
+    rank: int | None
+    container: str | None
+    pod: str | None
+    namespace: str | None
+    node: str | None
+    sharing: str | None
+    provenance: str | None
+    valid_from: str
+    valid_to: str | None
+    last_seen_at: str
+
+
+class ComputeResource(TypedDict):
+    """A whole GPU or a slice of one; what nobody described yet has only its uuid."""
+
+    compute_resource: str
+    generation: int | None
+    kind: str | None
+    mig_profile: str | None
+    gpu_instance_id: int | None
+    compute_instance_id: int | None
+    placement_start: int | None
+    placement_size: int | None
+    memory_bytes: int | None
+    sm_share: float | None
+    provenance: str | None
+    first_seen_at: str | None
+    last_seen_at: str | None
+    gone_at: str | None
+    reading: Reading | None
+    contexts: list[Context]
+
+
+class Gpu(TypedDict):
+    """One physical GPU."""
+
+    gpu_uuid: str
+    model: str | None
+    vendor: str | None
+    architecture: str | None
+    node: str | None
+    pci_bus_id: str | None
+    memory_bytes: int | None
+    driver_version: str | None
+    mig_enabled: bool | None
+    provenance: str | None
+    first_seen_at: str | None
+    last_seen_at: str | None
+    gone_at: str | None
+    reading: Reading | None
+    compute_resources: list[ComputeResource]
+
+
+class GpuTree(TypedDict):
+    """All GPUs as they were at a time."""
+
+    at: str
+    gpus: list[Gpu]
+
+
+class Engine(TypedDict):
+    """What one serving process and model did per second."""
+
+    instance_id: str | None
+    service: str | None
+    engine: str | None
+    model: str | None
+    compute_resources: list[str]
+    requests_per_s: float
+    errors_per_s: float
+    input_tokens_per_s: float | None
+    output_tokens_per_s: float | None
+    ttft_p50_ms: float | None
+
+
+class Engines(TypedDict):
+    """All engines over a window of time."""
+
+    window_s: float
+    engines: list[Engine]
+
+
 class Health(TypedDict):
     """How the collector is, and how much it holds."""
 
@@ -166,6 +278,14 @@ class ApiClient:
     def batches(self, **filters: str | int | None) -> list[Batch]:
         """Return engine steps, newest first; filters as in the route's query string."""
         return cast("list[Batch]", self._json("/api/v1/batches", filters)["batches"])
+
+    def gpus(self, **filters: str | int | None) -> GpuTree:
+        """Return the GPUs, their slices and who holds them; filters as in the route's query string."""
+        return cast("GpuTree", self._json("/api/v1/gpus", filters))
+
+    def engines(self, **filters: str | int | None) -> Engines:
+        """Return what serving processes do per second; filters as in the route's query string."""
+        return cast("Engines", self._json("/api/v1/engines", filters))
 
     def health(self) -> Health:
         """Return the collector's own account of itself."""

@@ -15,14 +15,14 @@ from axonize_server.waterfall import print_trace
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["batches", "demo", "requests", "trace"]
+__all__ = ["api_option", "batches", "demo", "json_option", "print_json", "requests", "trace"]
 
 _FULL_ID = 32
 _MOST = 1000
 _LISTED = 5
 
 
-_api = click.option(
+api_option = click.option(
     "--api",
     envvar="AXONIZE_API_URL",
     default=DEFAULT_API_URL,
@@ -30,7 +30,7 @@ _api = click.option(
     show_envvar=True,
     help="Where the collector's query API listens.",
 )
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON as the API gives it.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON as the API gives it.")
 
 
 def _filters(command: Callable[..., None]) -> Callable[..., None]:
@@ -48,21 +48,21 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
 @_filters
 @click.option("--model", help="Only this model.")
 @click.option("--status", type=click.Choice(["ok", "error"]), help="Only with this outcome.")
-@_as_json
-@_api
+@json_option
+@api_option
 def requests(api: str, *, as_json: bool, **filters: str | int | None) -> None:
     """List recent requests, newest first."""
     found = ApiClient(api).requests(**filters)
     if as_json:
-        _print_json({"requests": found})
+        print_json({"requests": found})
     else:
         show.print_requests(show.make_console(), found)
 
 
 @click.command()
 @click.argument("wanted", metavar="ID")
-@_as_json
-@_api
+@json_option
+@api_option
 def trace(api: str, wanted: str, *, as_json: bool) -> None:
     """Show one request as a waterfall.
 
@@ -72,7 +72,7 @@ def trace(api: str, wanted: str, *, as_json: bool) -> None:
     client = ApiClient(api)
     found = client.trace(_trace_id(client, wanted))
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         print_trace(show.make_console(), found)
 
@@ -82,8 +82,8 @@ def trace(api: str, wanted: str, *, as_json: bool) -> None:
 @click.option("--instance-id", help="Only of this serving process (service.instance.id).")
 @click.option("--request-seq", type=int, help="Only steps with this request; needs --instance-id.")
 @click.option("--members", is_flag=True, help="Show who was in each.")
-@_as_json
-@_api
+@json_option
+@api_option
 def batches(api: str, *, as_json: bool, members: bool, **filters: str | int | None) -> None:
     """List engine steps, newest first, and who shared them."""
     if filters["request_seq"] is not None and filters["instance_id"] is None:
@@ -91,7 +91,7 @@ def batches(api: str, *, as_json: bool, members: bool, **filters: str | int | No
     found = ApiClient(api).batches(**filters)
     console = show.make_console()
     if as_json:
-        _print_json({"batches": found})
+        print_json({"batches": found})
     elif not members:
         show.print_batches(console, found)
     for batch in found if members and not as_json else ():
@@ -139,5 +139,6 @@ def _only(wanted: str, found: Sequence[str]) -> str:
     raise ApiError(409, f"{wanted!r} fits {len(found)} traces: {', '.join(found[:5])}{' …' if found[5:] else ''}")
 
 
-def _print_json(answer: Any) -> None:
+def print_json(answer: Any) -> None:
+    """Print an answer of the API as it is."""
     click.echo(json.dumps(answer, indent=2, ensure_ascii=False))

@@ -20,6 +20,8 @@ COMMANDS = {
     "requests": ("axonize_server.commands", "List recent requests, newest first."),
     "trace": ("axonize_server.commands", "Show one request as a waterfall."),
     "batches": ("axonize_server.commands", "List engine steps, newest first, and who shared them."),
+    "gpus": ("axonize_server.commands_gpus", "Show GPUs, their slices and who holds them, now or at a time."),
+    "top": ("axonize_server.commands_gpus", "Watch GPUs, slices and engines: load, requests and tokens per second."),
     "demo": ("axonize_server.commands", "Serve a small model here and show what comes back from the store."),
 }
 """Module and summary of each command, so that listing them imports none."""

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 PROSE = [path for path in DOCUMENTS if path.name != "ARCHITECTURE.md"]
 # Read where they are used, not a setting of a process that runs.
-OTHER_VARIABLES = {"AXONIZE_API_URL", "AXONIZE_CONFIG", "AXONIZE_TEST_CLICKHOUSE_DSN"}
+OTHER_VARIABLES = {"AXONIZE_API_URL", "AXONIZE_CONFIG", "AXONIZE_TEST_CLICKHOUSE_DSN", "AXONIZE_TEST_POSTGRES_DSN"}
 
 by_name = pytest.mark.parametrize("path", PROSE, ids=lambda path: path.name)
 

@@ -1,6 +1,6 @@
 """What agents reported since a moment, read from the store's `gpu_inventory` as sightings.
 
-The store does the reduction: a thing reported a thousand times in the same words is one row with a few intervals.
+A thing reported many times in the same words is one row with the times; repeated reports are one.
 """
 # ruff: noqa: S608  - only the database's name, a checked identifier, is put into the text
 
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from axonize_server.registry.layers import Thing, text_of, thing_of
-from axonize_server.registry.sightings import GAP_NS, Sightings
+from axonize_server.registry.sightings import Sightings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from axonize_server.store.clickhouse import ClickHouseStore
 
-__all__ = ["Reports", "read_reports", "sightings_of"]
+__all__ = ["Reports", "read_again", "read_reports", "sightings_of"]
 
 _WINDOW_NS = 600 * 10**9
 _RANGE = (
@@ -52,19 +52,33 @@ def read_reports(store: ClickHouseStore, after_ns: int) -> Reports | None:
         return None
     until_ns = min(bounds["last"], bounds["first"] + _WINDOW_NS)
     asked = {"after": after_ns, "until": until_ns}
+    return Reports(until_ns, _ask(store, _RANGE, asked), more=until_ns < bounds["last"])
+
+
+def read_again(store: ClickHouseStore, things: Iterable[Thing]) -> dict[Thing, Sightings]:
+    """Read all reports about some things that the store still has.
+
+    Raises:
+        StoreError: The store is away.
+    """
+    wanted = list(things)
+    asked = {"layers": sorted({thing.layer for thing in wanted}), "ids": [thing.id for thing in wanted]}
+    found = _ask(store, "layer IN {layers:Array(String)} AND id IN {ids:Array(String)}", asked)
+    return {thing: found[thing] for thing in wanted if thing in found}
+
+
+def _ask(store: ClickHouseStore, condition: str, asked: dict[str, Any]) -> dict[Thing, Sightings]:
     present = store.query(
-        "SELECT tenant, layer, id, attributes, arraySort(groupUniqArray(toUnixTimestamp64Nano(time))) AS times,"
-        f" arrayMap(t -> (t[1], t[-1]), arraySplit((t, step) -> step > {GAP_NS}, times, arrayDifference(times)))"
-        f" AS intervals FROM {store.database}.gpu_inventory WHERE present AND {_RANGE}"
-        " GROUP BY tenant, layer, id, attributes",
+        "SELECT tenant, layer, id, attributes, arraySort(groupUniqArray(toUnixTimestamp64Nano(time))) AS times"
+        f" FROM {store.database}.gpu_inventory WHERE present AND {condition} GROUP BY tenant, layer, id, attributes",
         asked,
     )
     gone = store.query(
         "SELECT tenant, layer, id, agent, groupUniqArray(toUnixTimestamp64Nano(time)) AS times"
-        f" FROM {store.database}.gpu_inventory WHERE NOT present AND {_RANGE} GROUP BY tenant, layer, id, agent",
+        f" FROM {store.database}.gpu_inventory WHERE NOT present AND {condition} GROUP BY tenant, layer, id, agent",
         asked,
     )
-    return Reports(until_ns, sightings_of(present, gone), more=until_ns < bounds["last"])
+    return sightings_of(present, gone)
 
 
 def sightings_of(present: Iterable[dict[str, Any]], gone: Iterable[dict[str, Any]]) -> dict[Thing, Sightings]:
@@ -72,8 +86,7 @@ def sightings_of(present: Iterable[dict[str, Any]], gone: Iterable[dict[str, Any
     found: dict[Thing, Sightings] = {}
     for row in present:
         looks = found.setdefault(_thing(row), Sightings({}, [])).looks
-        intervals = [(first, last) for first, last in row["intervals"]]
-        looks.setdefault(_look(row["attributes"]), []).extend(intervals)
+        looks.setdefault(_look(row["attributes"]), []).extend((time_ns, time_ns) for time_ns in row["times"])
     for row in gone:
         zeros = found.setdefault(_thing(row), Sightings({}, [])).zeros
         zeros.extend((time_ns, row["agent"]) for time_ns in row["times"])

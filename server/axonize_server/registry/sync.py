@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,8 +20,8 @@ from axonize_core.errors import AxonizeError
 from axonize_server.migrate import migrate_registry
 from axonize_server.registry.base import upsert
 from axonize_server.registry.layers import LAYERS, Layer, Thing, rfc3339, rows_of
-from axonize_server.registry.reports import read_reports
-from axonize_server.registry.sightings import GAP_NS, Sightings, merge
+from axonize_server.registry.reports import read_again, read_reports
+from axonize_server.registry.sightings import GAP_NS, Sightings, is_torn, merge, retold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -111,7 +112,7 @@ class RegistrySync:
         now_ns = self._clock()
         with self._registry.transaction() as run:
             if reports is not None and reports.until_ns != read_ns:
-                apply(self._registry, run, reports.sightings, now_ns)
+                apply(self._registry, run, reports.sightings, now_ns, partial(read_again, self._store))
                 self._remember(run, reports.until_ns)
             close_silent(run, now_ns)
         if reports is None or reports.until_ns == read_ns:
@@ -134,14 +135,32 @@ def close_silent(run: Run, now_ns: int) -> None:
     )
 
 
-def apply(registry: Registry, run: Run, new: Mapping[Thing, Sightings], now_ns: int) -> None:
-    """Merge sightings into what is known, and rewrite the rows of the things they are about: one statement a table."""
+def apply(
+    registry: Registry,
+    run: Run,
+    new: Mapping[Thing, Sightings],
+    now_ns: int,
+    again: Callable[[list[Thing]], Mapping[Thing, Sightings]],
+) -> None:
+    """Merge sightings into what is known, and rewrite the rows of the things they are about: one statement a table.
+
+    Args:
+        registry: where.
+        run: its transaction.
+        new: what was reported, each report by itself.
+        now_ns: by the collector's clock.
+        again: gives all reports there are about some things, for those that a late zero tears.
+    """
     names = {thing: "/".join(thing) for thing in new}
     known = _load(registry, run, list(names.values()))
+    torn = [thing for thing in new if new[thing].zeros and is_torn(known.get(names[thing], Sightings()), new[thing])]
+    points = again(torn) if torn else {}
     documents: list[Row] = []
     rows: dict[str, list[Row]] = {name: [] for name in LAYERS}
     for thing, seen in new.items():
         before = known.get(names[thing]) or Sightings()
+        if thing in points:
+            before = retold(before, points[thing])
         merged = merge(before, seen)
         made = rows_of(thing, merged, now_ns)
         if len(made) < before.rows:
