@@ -19,6 +19,7 @@ from axonize_core import __version__
 from axonize_core.absence import AbsenceNote
 from axonize_core.errors import ConfigurationError
 from axonize_core.frames import PROTOCOL, FrameDecoder, FrameError, Hello, Welcome, encode_frame
+from axonize_core.gpu.process import process_identity
 from axonize_core.runtime_dir import MAX_SOCKET_PATH, private_directory
 from axonize_core.starter import AgentStarter, agent_command, reap, wait_for_end
 
@@ -106,6 +107,7 @@ def _above_stdio(connection: socket.socket) -> socket.socket:
 def hello(recorder: Recorder, settings: Settings) -> Hello:
     """Return what this process tells its agent about itself."""
     resource = {
+        **process_identity(),
         **settings.resource,
         "service.instance.id": recorder.instance_id,
         "host.name": socket.gethostname(),
