@@ -34,11 +34,13 @@ class Call(NamedTuple):
 
 def read_call(model: Any, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """Read the arguments of ``original(inputs, generation_config, **kwargs)``."""
+    given = args[1] if len(args) > 1 else kwargs.get("generation_config")
+    kept = model.generation_config
 
     def setting(name: str) -> Any:
-        configs = (args[1] if len(args) > 1 else kwargs.get("generation_config"), model.generation_config)
-        found = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
-        return next((value for value in found if value is not None), None)
+        value = kwargs.get(name)
+        value = getattr(given, name, None) if value is None else value
+        return getattr(kept, name, None) if value is None else value
 
     lengths = _prompt_tokens(args, kwargs)
     prefix = _prefix(model, args, kwargs)

@@ -51,7 +51,7 @@ def adapters(model: Any, rows: int) -> tuple[Any, ...] | None:
     prompt = getattr(vars(model).get(_PREPARE[0]), "__self__", model)
     if prompt is not model:
         return _attributes([prompt.active_adapters] * rows)
-    if not hasattr(model, "peft_config"):
+    if "peft_config" not in vars(model):
         return None
     layer = next((m for m in model.modules() if "_active_adapter" in vars(m)), None)
     if layer is None or layer.disable_adapters:
