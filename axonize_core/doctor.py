@@ -21,6 +21,7 @@ from axonize_core.absence import read_absences
 from axonize_core.errors import ConfigurationError
 from axonize_core.export.report import agent_lines, endpoint_lines, queue_lines
 from axonize_core.frames import FrameDecoder, FrameError, Status, StatusRequest, encode_frame
+from axonize_core.gpu.report import gpu_lines
 from axonize_core.plugins import load_plugins
 from axonize_core.runtime_dir import obstacle_to_socket, runtime_dirs
 from axonize_core.transport import agent_socket_path, connect
@@ -123,7 +124,9 @@ def _gpu(settings: Settings) -> Iterator[Finding]:
         yield Finding("gpu", "note", f"NVML: {e}; {text}")
         return
     for resource in provider.resources():
-        yield Finding("gpu", "ok", f"{resource.gpu.name} {resource.id}, driver {resource.gpu.driver_version}")
+        what = f"slice {resource.mig_profile or ''}".rstrip() if resource.kind == "mig" else resource.gpu.name
+        more = " (MIG)" if resource.kind == "sliced" else ""
+        yield Finding("gpu", "ok", f"{what} {resource.id}{more}, driver {resource.gpu.driver_version}")
     provider.close()
 
 
@@ -198,6 +201,7 @@ def _agent(path: Path) -> Iterator[Finding]:
     for name in _ALARMING:
         if counts.get(name):
             yield Finding("agent", "problem", f"{name.replace('_', ' ')}: {counts[name]}")
+    yield from (Finding("gpu", *line) for line in gpu_lines(facts["gpu"]))
     for where, count in {**facts["process_errors"], **facts["failures"], **facts["gpu_failures"]}.items():
         yield Finding("agent", "problem", f"failures in {where}: {count}")
     for name, reason in facts["disabled"].items():

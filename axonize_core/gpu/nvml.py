@@ -71,7 +71,6 @@ class NvmlProvider:
             self._follow(now)
             devices = self._topology.devices.values()
             self._reader.keep(devices)
-            self._reader.measure_refresh(devices)
             self._watch_xids()
         return self._topology.resources()
 
@@ -84,6 +83,8 @@ class NvmlProvider:
         """
         try:
             gpu = resource.gpu.uuid
+            if gpu not in self._reader.refresh_ns:
+                self._reader.measure_refresh(self._topology.devices.values())
             return self._reader.sample(
                 self._topology.devices[resource.id], self._running.get(resource.id), self._xids.get(gpu)
             )
