@@ -69,6 +69,11 @@ class AgentStarter:
             self._process.returncode = 0  # or Popen would complain that nobody waits
         self._process = None
 
+    def settle(self) -> None:
+        """Take the first process of a start that went well off the process table."""
+        if self._process is not None and self._process.poll() is not None:
+            self._process, self.failure = None, ""
+
     def _coming_up(self, path: Path) -> bool:
         if self._process is None:
             return False

@@ -141,6 +141,8 @@ class SocketTransport:
             self._lose_agent()
         if self._connection is None and not self._reconnect():
             return False
+        if self._starter is not None:
+            self._starter.settle()
         self._send()
         return self._connection is not None and len(self._pending) < MAX_PENDING_BYTES
 

@@ -30,6 +30,20 @@ def test_workers_of_a_preloading_server_record_each_on_their_own(place):
     assert len(instances) == 3
 
 
+def test_a_start_leaves_no_child_behind(place):
+    """The process that started the agent is taken off the process table when the agent is there."""
+    code = """
+        request('childless'); assert rec.flush(15)
+        deadline = time.monotonic() + 10
+        children = lambda: open(f'/proc/self/task/{os.getpid()}/children').read().split()
+        while (left := children()) and time.monotonic() < deadline: time.sleep(0.05)
+        assert not left
+        report()
+    """
+    assert place.run(code)["lost"] == 0
+    place.arrived("childless")
+
+
 def test_a_fork_while_the_agent_is_still_starting(place):
     """Parent and child each arrive, whatever the fork copied of the start under way."""
     code = """

@@ -105,6 +105,16 @@ def test_an_agent_that_never_comes_up_is_ended(tmp_path):
     starter.forget()
 
 
+def test_a_start_that_went_well_leaves_no_process(tmp_path):
+    """The agent has left its first process, which is then taken off the process table."""
+    starter = AgentStarter(Settings(agent_python="/bin/true"), time.monotonic)
+    starter.ensure(tmp_path / "a.sock")
+    process, deadline = starter._process, time.monotonic() + 5
+    while starter._process is not None and time.monotonic() < deadline:
+        starter.settle()
+    assert (starter._process, process.returncode, starter.failure) == (None, 0, "")
+
+
 def test_nobody_starts_a_second_agent_for_a_socket(tmp_path):
     """Whose lock is held has one already; its end can be waited for."""
     import fcntl
