@@ -30,9 +30,9 @@ __all__ = ["OverheadOptions", "measure_overhead"]
 
 SEGMENTS_PER_ROUND = 6
 LEAST_ROUNDS = 3
-TRUSTED_ROUNDS = 12
+TRUSTED_ROUNDS = 30
 """An interval of fewer rounds is not trusted to be narrow."""
-_SETTLE_S = 0.05
+_SETTLE_S = 0.03
 _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _LOST = ("records_dropped", "records_orphaned", "records_unknown")
 
@@ -50,7 +50,7 @@ class OverheadOptions:
     rounds: int = 40
     seconds: float = float("inf")
     precision: float = 0.0
-    segment_s: float = 0.25
+    segment_s: float = 0.1
     pin: bool = True
     endpoint: str | None = None
 
@@ -194,7 +194,7 @@ def _interval(rounds: Sequence[Mapping[str, Any]], condition: str, field: str) -
     """Compare with off, round by round: tokens/s for ``wall_s``, CPU per token for ``cpu_s``, a call for ``p50_ms``."""
     value = _median_ms if field == "p50_ms" else partial(_sum, field=field)
     ratios = [value(r[condition]) / value(r["off"]) for r in rounds]
-    found: Interval = paired_interval([1 / r - 1 for r in ratios] if field == "wall_s" else [r - 1 for r in ratios])
+    found: Interval = paired_interval([1 / ratio for ratio in ratios] if field == "wall_s" else ratios)
     return {**found._asdict(), "half_width": found.half_width}
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["overhead_markdown"]
 
+TOO_NOISY = 0.02
+"""Half the width of the off/off interval above which nothing is claimed."""
 _UNKNOWN = "–"
 
 
@@ -39,7 +41,9 @@ def _head(report: Mapping[str, Any], command: str) -> Iterator[str]:
 def verdict(report: Mapping[str, Any]) -> str:
     """Return the result in a sentence."""
     found, control = _interval(report["difference"]), _interval(report["control"])
-    if found.low <= 0 <= found.high:
+    if control.half_width > TOO_NOISY or not control.low <= 0 <= control.high:
+        what = "too noisy here to tell, as off against off shows; measure again while nothing else runs"
+    elif found.low <= 0 <= found.high:
         what = "no difference in tokens/s can be seen"
     else:
         what = f"{abs(found.share) * 100:.2f} % {'fewer' if found.share < 0 else 'more'} tokens/s"
@@ -94,16 +98,21 @@ def _method(report: Mapping[str, Any]) -> Iterator[str]:
     yield "## Method"
     yield ""
     text = (
-        f"One process ({pinned}) does the same work in segments of {design['calls_per_segment']} calls "
+        f"One process ({pinned}) does the same work in segments of {_calls(design['calls_per_segment'])} "
         f"({design['segment_s']:.2f} s), instrumented and not: {design['rounds']} rounds of six segments, off, on and "
-        "off again, each twice, in mirrored and changing order. A round gives one difference; stated is the mean "
-        "without the outer fifths, with the percentile bootstrap over rounds. While off, the shipper's thread looks "
-        "at an empty queue ten times a second. After each segment the queue is flushed, and the agent has 0.05 s. "
-        f"The agent is a process of its own, on any core, and exports to {design['endpoint']}. Its CPU time covers the "
-        "whole run, and is related to the time on. All requests are sampled; one that its caller does not sample "
-        "costs the engine as much, and the agent less."
+        "off again, each twice, in mirrored and changing order. A round gives one ratio; stated is the geometric mean "
+        "without the outer fifths, with the percentile bootstrap over blocks of rounds. While off, the shipper's "
+        "thread looks at an empty queue ten times a second. After each segment the queue is flushed and 0.03 s pass: "
+        "not part of the time, but of the CPU time, which covers all threads. The agent is a process of its own, on "
+        f"any core, and exports to {design['endpoint']}. Its CPU time is that of the whole run, related to the time "
+        "on. All requests are sampled; one that its caller does not sample costs the engine as much, and the agent "
+        "less."
     )
     yield textwrap.fill(text, 118)
+
+
+def _calls(count: int) -> str:
+    return f"{count} call{'s' * (count != 1)}"
 
 
 def _interval(found: Mapping[str, float]) -> Interval:
