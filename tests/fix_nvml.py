@@ -120,16 +120,24 @@ class Machine:
         return "\t".join([kind, *(f"{key}={value}" for key, value in values.items() if value is not None)])
 
 
-@pytest.fixture(scope="session")
-def nvml_library(tmp_path_factory) -> Path:
-    """The built library; its folder is what LD_LIBRARY_PATH needs."""
+def build_library(directory: Path) -> Path | None:
+    """Compile the library; None where there is no compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        pytest.skip("no C compiler: the scripted NVML cannot be built")
-    library = tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1"
+        return None
+    library = directory / "libnvidia-ml.so.1"
     sources = sorted(map(str, SOURCES.glob("*.c")))
     flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1"]
     subprocess.run([compiler, *flags, "-o", str(library), *sources, "-lm", "-lpthread"], check=True)
+    return library
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory) -> Path:
+    """The built library; its folder is what LD_LIBRARY_PATH needs."""
+    library = build_library(tmp_path_factory.mktemp("nvml"))
+    if library is None:
+        pytest.skip("no C compiler: the scripted NVML cannot be built")
     return library
 
 

@@ -83,7 +83,8 @@ class NvmlProvider:
         """
         try:
             gpu = resource.gpu.uuid
-            if gpu not in self._reader.refresh_ns:
+            # From the second reading on: the first one should not wait for it.
+            if gpu in self._reader.energy and gpu not in self._reader.refresh_ns:
                 self._reader.measure_refresh(self._topology.devices.values())
             return self._reader.sample(
                 self._topology.devices[resource.id], self._running.get(resource.id), self._xids.get(gpu)

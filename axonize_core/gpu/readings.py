@@ -25,15 +25,18 @@ class Readings(NamedTuple):
     samples: tuple[GpuSample, ...] = ()
     energy_times: tuple[int, ...] = ()
     energies_j: tuple[float, ...] = ()
+    refresh_ns: int = 0
 
     def adding(self, sample: GpuSample) -> Readings:
         """Return these readings and one more, without the oldest when there are too many."""
-        energy_times, energies = self.energy_times, self.energies_j
+        energy_times, energies, refresh_ns = self.energy_times, self.energies_j, self.refresh_ns
         if sample.energy_j is not None:
             at_ns = sample.time_ns if sample.energy_time_ns is None else sample.energy_time_ns
+            refresh_ns = 2 * max(0, sample.time_ns - at_ns)
             if not energy_times or at_ns > energy_times[-1]:
                 energy_times, energies = _kept(energy_times, at_ns), _kept(energies, sample.energy_j)
-        return Readings(_kept(self.times, sample.time_ns), _kept(self.samples, sample), energy_times, energies)
+        times, samples = _kept(self.times, sample.time_ns), _kept(self.samples, sample)
+        return Readings(times, samples, energy_times, energies, refresh_ns)
 
     def window(self, start_ns: int, end_ns: int, oldest_ns: float) -> tuple[int, int]:
         """Return the range of samples inside a span, or else of the one that held when it began.
@@ -62,31 +65,30 @@ def mean_of(samples: tuple[GpuSample, ...], field: str) -> float | None:
 def mean_power_w(readings: Readings, start_ns: int, end_ns: int, oldest_ns: float) -> float | None:
     """Return the mean power over a span, None where nothing is known of it.
 
-    Before the first reading of the counter there is nothing; after the last one the latest power reading goes on.
+    Before the first reading of the counter there is nothing; after the last one the latest rise goes on. A span that
+    is shorter than a refresh of the counter gets the mean of one around it: the counter tells nothing finer.
     """
     times = readings.energy_times
     if len(times) < 2 or end_ns < times[0]:  # noqa: PLR2004 - a rise needs two readings
         first, last = readings.window(start_ns, end_ns, oldest_ns)
         return mean_of(readings.samples[first:last], "power_w")
-    start_ns = max(start_ns, times[0])
+    if end_ns - readings.times[-1] > oldest_ns:
+        return None
+    least_ns = max(readings.refresh_ns, 1)
+    missing_ns = max(0, least_ns - (end_ns - start_ns)) // 2
+    start_ns, end_ns = max(start_ns - missing_ns, times[0]), end_ns + missing_ns
     if end_ns <= times[-1]:
         return _rise(readings, start_ns, max(end_ns, start_ns + 1))
-    tail_w = _latest_w(readings, end_ns, oldest_ns)
-    if tail_w is None or start_ns >= times[-1]:
+    latest_ns = max(min(times[-1] - least_ns, times[-2]), times[0])
+    tail_w = _rise(readings, latest_ns, times[-1])
+    if start_ns >= times[-1]:
         return tail_w
     known_j = _rise(readings, start_ns, times[-1]) * (times[-1] - start_ns)
     return (known_j + tail_w * (end_ns - times[-1])) / (end_ns - start_ns)
 
 
-def _latest_w(readings: Readings, end_ns: int, oldest_ns: float) -> float | None:
-    sample = readings.samples[-1]
-    if end_ns - sample.time_ns > oldest_ns:
-        return None
-    return sample.power_w if sample.power_instant_w is None else sample.power_instant_w
-
-
 def _rise(readings: Readings, start_ns: int, end_ns: int) -> float:
-    """Return J/s between two times within the counter's readings."""
+    """Return W, the counter's rise between two times within its readings."""
     return (_energy_j(readings, end_ns) - _energy_j(readings, start_ns)) / (end_ns - start_ns) * 1e9
 
 

@@ -68,15 +68,27 @@ def readings(*samples):
         (0.25, 0.26, 100),
         (1.5, 1.5, 300),
         (-1, 1, 100),
-        (1, 3, (300 + 50) / 2),
-        (2.5, 2.6, 50),
+        (0.5, 3, (50 + 300 + 300) / 2.5),
+        (2.5, 2.6, 300),
         (9, 10, None),
     ],
 )
 def test_power_is_the_rise_of_the_counter_over_the_span(start_s, end_s, watts):
-    """Between readings in proportion; after the last one its power goes on, for a while."""
+    """Between readings in proportion; after the last one the latest rise goes on, for a while."""
     found = mean_power_w(readings((0, 0, 70), (1, 100, 70), (2, 400, 50)), int(start_s * S), int(end_s * S), 3e9)
     assert found == (None if watts is None else pytest.approx(watts, rel=1e-6))
+
+
+def test_a_span_shorter_than_a_refresh_gets_the_mean_of_one():
+    """A reading is up to a refresh old, and dated half of one back: what is shorter, is noise."""
+    found = Readings()
+    for t_s, energy_j in ((1, 0), (1.1, 20), (1.2, 30)):
+        at_ns = int(t_s * S)
+        found = found.adding(
+            GpuSample("g", "g", "n", at_ns, "measured", energy_j=energy_j, energy_time_ns=at_ns - S // 20)
+        )
+    assert found.refresh_ns == S // 10
+    assert mean_power_w(found, int(1.045 * S), int(1.055 * S), 3e9) == pytest.approx(150)
 
 
 def test_without_a_counter_power_is_the_mean_of_the_readings():
