@@ -100,7 +100,7 @@ class Recorder:
         a full queue stays that of single records.
         """
         events = len(handles)
-        if events <= MANY_EVENTS and len(self._queue) * MANY_EVENTS < self.capacity:
+        if 0 < events <= MANY_EVENTS and len(self._queue) * MANY_EVENTS < self.capacity:
             self.emit(_MANY, events, (kind, tuple(handles), None if payloads is None else tuple(payloads)))
         else:
             for handle, payload in zip(handles, payloads or itertools.repeat(0), strict=False):

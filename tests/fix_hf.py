@@ -28,12 +28,16 @@ class Recorded:
         self.recorder = recorder
 
     def take(self):
-        """Return the records since the last look as (kind, handle, payload) in order, and forget them."""
+        """Return the events since the last look as (kind, handle, payload) in order, and forget them."""
         records = []
         while self.recorder.queued():
             record = self.recorder.take()
             kind, handle, payload, t_ns = record.kind, record.handle, record.payload, record.t_ns
-            records.append((Kind(kind), handle, payload))
+            if kind == Kind.MANY:
+                kind, handles, payloads = payload
+                records += [(Kind(kind), *event) for event in zip(handles, payloads, strict=True)]
+            else:
+                records.append((Kind(kind), handle, payload))
             self.last_ns = t_ns
         return records
 

@@ -66,6 +66,7 @@ def test_events_of_one_instant_are_one_record():
     recorder = Recorder(10_000, Drainer)
     recorder.emit_many(6, [1, 2, 3], ["a", "b", "c"])
     recorder.emit_many(6, (4,))
+    recorder.emit_many(6, ())
     first, second = drain(recorder)
     assert (first.kind, first.handle, first.payload) == (Kind.MANY, 3, (6, (1, 2, 3), ("a", "b", "c")))
     assert (second.kind, second.handle, second.payload) == (Kind.MANY, 1, (6, (4,), None))

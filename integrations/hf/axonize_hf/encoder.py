@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from axonize_core.recorder import get_recorder
-from axonize_hf.context import context_at, current_contexts
-from axonize_hf.run import Batch, Run, close_request, current_run, guarded, open_request
+from axonize_hf.run import Batch, Run, close_rows, current_run, guarded, open_rows
 from axonize_hf.tasks import model_operation
 from axonize_hf.tokens import row_lengths
 
@@ -50,8 +49,7 @@ class Forward:
     @guarded("hf.forward.end")
     def _close(self, error: BaseException | None) -> None:
         self._run.end(None, None if error is None else type(error).__name__)
-        for seq, tokens in zip(self._batch.seqs, self._input_tokens, strict=False):
-            close_request(seq, tokens, error=error)
+        close_rows(self._batch.seqs, self._input_tokens, error=error)
 
 
 @guarded("hf.forward.begin")
@@ -59,12 +57,7 @@ def _begin(model: Any, source: int, args: tuple[Any, ...], kwargs: dict[str, Any
     started_ns = get_recorder().clock()
     first = {getattr(model, "main_input_name", "input_ids"): args[0]} if args else {}
     lengths = input_lengths({**first, **kwargs})
-    contexts = current_contexts()
-    operation = model_operation(type(model).__name__)
-    seqs = tuple(
-        open_request(source, context_at(contexts, row), started_ns, operation, tokens)
-        for row, tokens in enumerate(lengths)
-    )
+    seqs = open_rows(source, started_ns, model_operation(type(model).__name__), lengths)
     return Forward(model, Batch(source, seqs, lengths), lengths)
 
 

@@ -8,18 +8,8 @@ from axonize_core.attributes import ACCEPTED_TOKENS, DRAFTED_TOKENS
 from axonize_core.recorder import get_recorder
 from axonize_hf.answer import read_answer
 from axonize_hf.call import read_call
-from axonize_hf.context import context_at, current_contexts
 from axonize_hf.device_time import device_time
-from axonize_hf.run import (
-    Batch,
-    Run,
-    append_step,
-    close_request,
-    current_batch,
-    current_run,
-    guarded,
-    open_request,
-)
+from axonize_hf.run import Batch, Run, append_step, close_rows, current_batch, current_run, guarded, open_rows
 from axonize_hf.wrappers import adapters
 
 if TYPE_CHECKING:
@@ -73,11 +63,7 @@ def _begin(
     batch = current_batch.get()
     own = batch is None
     if batch is None:
-        contexts = current_contexts()
-        seqs = tuple(
-            open_request(source, context_at(contexts, row), started_ns, "text_completion", tokens)
-            for row, tokens in enumerate(call.prompt_tokens)
-        )
+        seqs = open_rows(source, started_ns, "text_completion", call.prompt_tokens)
         batch = Batch(source, seqs, call.prompt_tokens)
     batch.rules, batch.prefix = call.rules, call.prefix
     said = adapters(model, len(batch.seqs))
@@ -101,8 +87,7 @@ class Generation:
         new_tokens = None if self._call.chunked else steps or None
         self.run.end(new_tokens, type(error).__name__, self._adapters)
         if self._own:
-            for seq, tokens in zip(self._batch.seqs, self._call.prompt_tokens, strict=False):
-                close_request(seq, tokens, error=error)
+            close_rows(self._batch.seqs, self._call.prompt_tokens, error=error)
 
     @guarded("hf.generate.finish")
     def finish(self, steps: int, output: Any) -> None:
@@ -114,8 +99,7 @@ class Generation:
         self.run.end(new_tokens, None, self._attributes(new_tokens, steps))
         if self._own:
             outputs = [(None, None)] * self._call.rows if answer is None else answer.requests
-            for seq, tokens, counted in zip(self._batch.seqs, self._call.prompt_tokens, outputs, strict=False):
-                close_request(seq, tokens, counted)
+            close_rows(self._batch.seqs, self._call.prompt_tokens, outputs)
 
     def _attributes(self, new_tokens: int | None, steps: int) -> tuple[Any, ...] | None:
         """Return what each member's span says beyond its numbers; speculation has but one."""

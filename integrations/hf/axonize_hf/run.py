@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import functools
 from contextvars import ContextVar
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from axonize_core.frames import Kind
 from axonize_core.recorder import get_recorder
+from axonize_hf.context import context_at, current_contexts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from axonize_hf.context import RequestContext
     from axonize_hf.device_time import DeviceTime
     from axonize_hf.tokens import StopRules
 
-__all__ = ["Batch", "Run", "append_step", "close_request", "current_batch", "current_run", "guarded", "open_request"]
+__all__ = [
+    "Batch",
+    "Run",
+    "append_step",
+    "close_request",
+    "close_rows",
+    "current_batch",
+    "current_run",
+    "guarded",
+    "open_request",
+    "open_rows",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Output = tuple["int | None", "str | None"]
+"""``(tokens, finish reason)`` of an answer."""
 
 
 class Batch:
@@ -92,24 +107,61 @@ def open_request(
 ) -> int:
     """Record a request and return its seq; the context's arrival (perf_counter_ns) and id count if it has them."""
     recorder = get_recorder()
-    if context.arrived_ns is not None:
-        arrived_ns = min(int(context.arrived_ns), recorder.clock())
     seq = recorder.next_handle()
-    identity = (source, arrived_ns, context.request_id or request_id, context.traceparent)
-    recorder.emit(Kind.REQUEST, seq, (*identity, operation, input_tokens, context.pairs()))
+    recorder.emit(Kind.REQUEST, seq, _opening(source, context, arrived_ns, operation, input_tokens, request_id))
     return seq
+
+
+def open_rows(source: int, arrived_ns: int, operation: str, input_tokens: Sequence[int | None]) -> tuple[int, ...]:
+    """Record a request for each row of one call, with the contexts of this thread, and return their seqs."""
+    recorder, contexts = get_recorder(), current_contexts()
+    seqs = tuple(recorder.next_handle() for _ in input_tokens)
+    openings = [
+        _opening(source, context_at(contexts, row), arrived_ns, operation, tokens)
+        for row, tokens in enumerate(input_tokens)
+    ]
+    recorder.emit_many(Kind.REQUEST, seqs, openings)
+    return seqs
 
 
 def close_request(
     seq: int,
     input_tokens: int | None,
-    output: tuple[int | None, str | None] = (None, None),
+    output: Output = (None, None),
     error: BaseException | None = None,
 ) -> None:
     """Record the end of a request; ``output`` is its token count and finish reason."""
+    get_recorder().emit(Kind.REQUEST_END, seq, _ending(input_tokens, output, error))
+
+
+def close_rows(
+    seqs: Sequence[int],
+    input_tokens: Sequence[int | None],
+    outputs: Iterable[Output] = repeat((None, None)),
+    error: BaseException | None = None,
+) -> None:
+    """Record the ends of the requests of one call, row by row."""
+    endings = [_ending(tokens, output, error) for tokens, output in zip(input_tokens, outputs, strict=False)]
+    get_recorder().emit_many(Kind.REQUEST_END, seqs[: len(endings)], endings)
+
+
+def _opening(
+    source: int,
+    context: RequestContext,
+    arrived_ns: int,
+    operation: str,
+    input_tokens: int | None,
+    request_id: str | None = None,
+) -> tuple[Any, ...]:
+    if context.arrived_ns is not None:
+        arrived_ns = min(int(context.arrived_ns), get_recorder().clock())
+    identity = (source, arrived_ns, context.request_id or request_id, context.traceparent)
+    return (*identity, operation, input_tokens, context.pairs())
+
+
+def _ending(input_tokens: int | None, output: Output, error: BaseException | None) -> tuple[Any, ...]:
     tokens, reason = output if error is None else (output[0], "error")
-    name = None if error is None else type(error).__name__
-    get_recorder().emit(Kind.REQUEST_END, seq, (reason, input_tokens, tokens, name, None))
+    return (reason, input_tokens, tokens, None if error is None else type(error).__name__, None)
 
 
 def guarded(where: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
