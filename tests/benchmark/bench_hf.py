@@ -47,12 +47,12 @@ def run() -> list[Row]:
 def macro_row(seconds: float = 150) -> Row:
     """Return tokens/s with recording on against off, as `axonize bench overhead` measures it: until ± 1 %, or so long."""
     report = measure_overhead(OverheadOptions.lasting(seconds, engine="transformers", precision=MACRO_HALF_WIDTH / 2))
-    on, control = report["difference"], report["control"]
+    on, control, cpu = report["difference"], report["control"], report["cpu_difference"]
     return Row(
         name="HF pipeline, tokens/s with recording on",
         ours=f"{on['share']:+.2%} ({on['low']:+.2%} … {on['high']:+.2%})",
         peer=f"{control['share']:+.2%} ({control['low']:+.2%} … {control['high']:+.2%})",
-        peer_name=f"off/off; {report['design']['rounds']} rounds, mirrored",
+        peer_name=f"off/off, {report['design']['rounds']} rounds; CPU per token {cpu['share']:+.2%} ± {cpu['half_width']:.2%}",
         ratio=f"± {on['half_width']:.2%}",
         target=f"interval ± {MACRO_HALF_WIDTH:.0%}",
         met=on["half_width"] <= MACRO_HALF_WIDTH,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from axonize_core.bench import engine, overhead
 from axonize_core.bench.agent_process import BenchError
 from axonize_core.bench.overhead import OverheadOptions, measure_overhead
 
@@ -55,6 +58,29 @@ def test_a_real_model_is_measured():
     assert report["errors"] == agent["failures"] == {}
     assert report["flushed"] is True
     json.dumps(report)
+
+
+class Slower:
+    """Work that costs a tenth more while it is on."""
+
+    _block = bytes(1_500_000)
+    _on = False
+
+    def switch(self, *, on):
+        self._on = on
+
+    def run(self):
+        for _ in range(22 if self._on else 20):
+            hashlib.sha256(self._block).digest()
+        return 20
+
+
+def test_a_known_overhead_is_found():
+    """Of work that takes 10 % more CPU while on, the design says 10 %, and of off against off nothing."""
+    orders = itertools.islice(itertools.cycle(itertools.permutations(engine.CONDITIONS)), 18)
+    rounds = [engine._round(Slower(), 1, order) for order in orders]
+    assert 0.06 < overhead._interval(rounds, "on", "cpu_s")["share"] < 0.14
+    assert abs(overhead._interval(rounds, "control", "cpu_s")["share"]) < 0.04
 
 
 def test_a_workload_that_fails_says_why():
