@@ -112,7 +112,7 @@ def bench() -> None:
 @click.option(
     "--seconds", default=120, show_default=True, type=click.IntRange(5), help="About how long to measure, at most."
 )
-@click.option("--rounds", type=click.IntRange(3), help="How many rounds instead, at most; each takes about 3 s.")
+@click.option("--rounds", type=click.IntRange(3), help="How many rounds instead, at most; each takes about a second.")
 @click.option("--precision", default=0.5, show_default=True, help="End when the interval is ± so many percent wide.")
 @click.option("--pin/--no-pin", default=True, show_default=True, help="Keep the measured process on one core.")
 @click.option("--endpoint", help="OTLP endpoint to export to [default: a local one that keeps nothing].")
