@@ -164,6 +164,7 @@ class GpuSample(msgspec.Struct, frozen=True, gc=False):
     xid_errors: tuple[tuple[int, int], ...] | None = None
     """Each XID with how often it came since the agent watches."""
     processes: tuple[GpuProcess, ...] | None = None
+    hw_type: str = "gpu"
     unavailable: dict[str, str] = {}
     """Field → why it is None, in the driver's words."""
 

@@ -128,7 +128,7 @@ def _attributes(sample: GpuSample) -> dict[str, str]:
     return {
         names.HW_ID: sample.physical_gpu,
         names.HW_NAME: sample.name,
-        "hw.type": "gpu",
+        "hw.type": sample.hw_type,
         names.GPU_COMPUTE_RESOURCE: sample.compute_resource,
         names.GPU_PROVENANCE: sample.provenance,
     }

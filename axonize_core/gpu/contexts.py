@@ -45,11 +45,10 @@ class Contexts:
         self.dropped = 0
 
     def appear(self, sources: Iterable[SourceInfo]) -> None:
-        """Take the sources of a process; those already known stay as they are. A CPU is no context."""
+        """Take the sources of a process; those already known stay as they are."""
         live = dict(self._live)
         for source in sources:
-            if source.device[0] != "cpu":
-                live.setdefault(context_id(source), Context(source, self._clock()))
+            live.setdefault(context_id(source), Context(source, self._clock()))
         self._live = live
 
     def go(self, sources: Iterable[SourceInfo]) -> None:

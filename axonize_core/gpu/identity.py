@@ -28,6 +28,8 @@ class PhysicalGpu(msgspec.Struct, frozen=True):
     pci_bus_id: str | None = None
     vendor: str | None = None
     mig_enabled: bool | None = None
+    hw_type: str = "gpu"
+    """As OTel's ``hw.type``; a provider of something else says what."""
 
 
 class ComputeResource(msgspec.Struct, frozen=True):

@@ -112,7 +112,7 @@ class Announcer:
         return _known(
             {
                 names.HW_ID: gpu.uuid,
-                "hw.type": "gpu",
+                "hw.type": gpu.hw_type,
                 names.HW_NAME: gpu.name,
                 "hw.model": gpu.name,
                 "hw.vendor": gpu.vendor,

@@ -99,7 +99,7 @@ class NvmlProvider:
         What there was before a process came says nothing of it: at its first question NVML is asked anew. Later
         there is no need, since a slice that is in use cannot be destroyed.
         """
-        if self._open and source.instance_id not in self._looked_for:
+        if self._open and source.device[0] == "cuda" and source.instance_id not in self._looked_for:
             self._looked_for.add(source.instance_id)
             with contextlib.suppress(pynvml.NVMLError):  # the sampler's thread finds out why
                 self._look()

@@ -115,8 +115,8 @@ class Sampler:
         if self.provider is None:
             return []
         self._announcer = self._announcer or Announcer(self.provider.provenance)
-        ended = [self._resolved(context) for context in self.contexts.take_ended()]
-        live = [self._resolved(context) for context in self.contexts.live()]
+        ended = self._worth_saying(self.contexts.take_ended())
+        live = self._worth_saying(self.contexts.live())
         live = [msgspec.structs.replace(c, sharing=self._sharing(c, live)) for c in live]
         return self._announcer.update(self._resources, live, ended, self._clock())
 
@@ -125,8 +125,10 @@ class Sampler:
         if infos and self._announce is not None:
             self._announce(infos)
 
-    def _resolved(self, context: Context) -> Context:
-        return msgspec.structs.replace(context, resource=self.identity(context.source)[1])
+    def _worth_saying(self, contexts: list[Context]) -> list[Context]:
+        """Return the contexts with their resources; without those on a CPU that no provider knows."""
+        found = [msgspec.structs.replace(c, resource=self.identity(c.source)[1]) for c in contexts]
+        return [c for c in found if c.resource is not None or c.source.device[0] != "cpu"]
 
     def _sharing(self, context: Context, live: list[Context]) -> str:
         ask = getattr(self.provider, "processes", None)

@@ -121,10 +121,10 @@ def test_a_context_that_turns_out_to_be_elsewhere_is_moved():
 
 
 def test_contexts_appear_once_and_end_once():
-    """Two models of a process on one device are one context; a CPU is none."""
+    """Two models of a process on one device are one context."""
     clock = FakeClock(100)
     contexts = Contexts(clock)
-    both = [source(), source(), source(device=("cuda", 1, None)), source(device=("cpu", 0, None))]
+    both = [source(), source(), source(device=("cuda", 1, None))]
     contexts.appear(both)
     clock.advance(10)
     contexts.appear(both)
