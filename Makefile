@@ -5,7 +5,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.10
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-MATRIX := tests/integration/test_hf_matrix.py
+HF_MATRIX := tests/integration/test_hf_matrix.py
 SOURCES := $(shell find axonize_core integrations server migrations -name '*.py' -o -name '*.sql' -o -name '*.proto')
 
 # The wheel is what is tested: the checkout must not come before it on sys.path.
@@ -38,20 +38,20 @@ ifdef TESTS
 	$(BIN)/pytest $(TESTS)
 else
 	rm -f .coverage .coverage.*
-	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(MATRIX) --cov --cov-report=
+	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(HF_MATRIX) --cov --cov-report=
 	$(BIN)/coverage report --fail-under=95
-	$(BIN)/coverage report --fail-under=100 --include='*/axonize_core/recorder.py,*/axonize_core/frames.py,*/axonize_core/timeline.py,*/axonize_core/runs.py,*/axonize_server/spool.py,*/axonize_server/appender.py'
+	$(BIN)/coverage report --fail-under=100 --include='*/axonize_core/recorder.py,*/axonize_core/frames.py,*/axonize_core/timeline.py,*/axonize_core/runs.py,*/axonize_core/chunks.py,*/axonize_server/spool.py,*/axonize_server/appender.py'
 endif
 
 test-sdk: $(VENV)/.wheel $(VENV)/.tools
-	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(MATRIX) -m "not server"
+	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(HF_MATRIX) -m "not server"
 
 test-server: $(VENV)/.wheel $(VENV)/.tools
 	$(BIN)/pytest -n 2 --dist loadfile -m server
 
 # Two versions at a time, each in a process of its own; they are installed into the environment's folder once.
 test-hf: $(VENV)/.wheel $(VENV)/.tools
-	$(BIN)/pytest -n 2 --dist load $(MATRIX)
+	$(BIN)/pytest -n 2 --dist load $(HF_MATRIX)
 
 # What the wheel without extras is and does, with the newest and with the lowest dependencies it admits.
 bare: $(VENV)/.wheel
