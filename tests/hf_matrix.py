@@ -90,7 +90,8 @@ def main() -> int:
         DOCUMENT.write_text(render(cell for cells in found.values() for cell in cells))
     elif not asked.words:
         wrong += [f"{version} · {text}" for version, cells in found.items() for text in differences(version, cells)]
-    print("\n".join(wrong) or "all as documented" if not asked.words else "\n".join(wrong))
+    untried = [version for version in versions if version not in found]
+    print("\n".join(wrong) or f"nothing wrong; not tried: {', '.join(untried) or 'none'}")
     return bool(wrong)
 
 

@@ -184,6 +184,6 @@ CASES = [
         models.whisper,
     ),
     _case("LoRA adapter (PEFT)", functools.partial(generate, **GREEDY), ONE, lambda: models.lora(models.causal_lm())),
-    _case("continuous batching", _batched, TWO._replace(prompt=(5, 9), counted=False)),
-    _case("continuous batching, manager", _managed, ONE._replace(counted=False)),
+    _case("continuous batching", _batched, TWO._replace(prompt=(5, 9))),
+    _case("continuous batching, manager", _managed, ONE),
 ]

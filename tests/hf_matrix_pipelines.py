@@ -14,7 +14,7 @@ from hf_matrix_case import UNCHECKED, Case, Expected
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["CASES"]
+__all__ = ["CASES", "as_list", "batched", "single"]
 
 TEXTS = ["the model served this request", "a b", "one of our gpus on the model"]
 WORDS = (5, 2, 7)
@@ -124,13 +124,13 @@ class _Given(Dataset[Any]):
         return {"input": self.items[index]}
 
 
-def _single(pipe: Any, items: list[Any], options: dict[str, Any]) -> Any:
+def single(pipe: Any, items: list[Any], options: dict[str, Any]) -> Any:
     if pipe.task == "question-answering":
         return pipe(**items[0], **options)
     return pipe(items[0], **options)
 
 
-def _list(pipe: Any, items: list[Any], options: dict[str, Any]) -> Any:
+def as_list(pipe: Any, items: list[Any], options: dict[str, Any]) -> Any:
     if pipe.task == "question-answering":
         return pipe(
             question=[item["question"] for item in items], context=[item["context"] for item in items], **options
@@ -138,8 +138,8 @@ def _list(pipe: Any, items: list[Any], options: dict[str, Any]) -> Any:
     return pipe(items, **options)
 
 
-def _batched(pipe: Any, items: list[Any], options: dict[str, Any]) -> Any:
-    return _list(pipe, items, {**options, "batch_size": 2})
+def batched(pipe: Any, items: list[Any], options: dict[str, Any]) -> Any:
+    return as_list(pipe, items, {**options, "batch_size": 2})
 
 
 def _dataset(pipe: Any, items: list[Any], options: dict[str, Any]) -> Any:
@@ -155,7 +155,7 @@ def _worker(pipe: Any, items: list[Any], options: dict[str, Any]) -> Any:
 
 
 INPUTS = {
-    "one input": _single, "list": _list, "batch_size=2": _batched, "data set": _dataset, "generator": _generator,
+    "one input": single, "list": as_list, "batch_size=2": batched, "data set": _dataset, "generator": _generator,
     "num_workers=1": _worker,
 }  # fmt: skip
 

@@ -15,8 +15,9 @@ from hf_matrix_case import Case, run_case
 from hf_matrix_generate import CASES as GENERATE
 from hf_matrix_objects import CASES as OBJECTS
 from hf_matrix_pipelines import CASES as PIPELINES
+from hf_matrix_vision import CASES as VISION
 
-GROUPS: dict[str, list[Case]] = {"generate": GENERATE, "pipelines": PIPELINES, "objects": OBJECTS}
+GROUPS: dict[str, list[Case]] = {"generate": GENERATE, "pipelines": [*PIPELINES, *VISION], "objects": OBJECTS}
 
 
 def main(wanted: list[str]) -> None:
