@@ -91,7 +91,7 @@ def test_the_runtime_directory_follows_the_platform():
     assert read(AXONIZE_RUNTIME_DIR="/a").runtime_dir.as_posix() == "/a"
     with TemporaryDirectory(dir="/tmp") as xdg:  # short enough for a socket, unlike pytest's own
         assert read(XDG_RUNTIME_DIR=xdg).runtime_dir.as_posix() == f"{xdg}/axonize"
-    assert read(XDG_RUNTIME_DIR="/nonexistent").runtime_dir == read().runtime_dir
+        assert read(XDG_RUNTIME_DIR=f"{xdg}/missing").runtime_dir == read().runtime_dir
     assert read().runtime_dir.name.startswith("axonize-")
 
 
