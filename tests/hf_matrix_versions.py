@@ -28,7 +28,7 @@ COMPANIONS = {
     "4.57.6": ("tokenizers>=0.22,<=0.23.0", "huggingface-hub>=0.34,<1"),
     "5.0.0": ("tokenizers>=0.22,<=0.23.0", "huggingface-hub>=1.3,<2"),
 }
-SHARED = ("peft==0.21.2", "accelerate==1.15.0", "pillow==13.0.0")
+SHARED = ("peft==0.21.2", "accelerate==1.15.0", "pillow>=12,<14")
 
 
 class CannotInstallError(Exception):
