@@ -46,8 +46,9 @@ class NvmlReader:
         resource, sliced = device.resource, device.resource.kind == "mig"
         fields = self._fields.get(resource.id) or self._new_fields(resource.id, sliced)
         time_ns = self._clock()
-        found = fields.read(device.handle)
-        found |= self._slice(device, fields) if sliced else self._gpu(device, fields)
+        # The counter first: its time is that of the sample.
+        found = self._slice(device, fields) if sliced else self._gpu(device, fields)
+        found |= fields.read(device.handle)
         if running is not None:
             shares = {} if sliced else self._shares(device, fields)
             found["processes"] = tuple(

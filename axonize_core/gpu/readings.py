@@ -49,6 +49,22 @@ class Readings(NamedTuple):
         first = max(0, first - 1)
         return first, first if abs(start_ns - self.times[first]) > oldest_ns else first + 1
 
+    def segment(self, start_ns: int, end_ns: int, oldest_ns: float) -> int | None:
+        """Return which rise of the counter a span lies in, so that all in it have one power; None for several."""
+        if len(self.energy_times) < 2:  # noqa: PLR2004 - a rise needs two readings
+            return -1
+        if end_ns - self.times[-1] > oldest_ns:
+            return None
+        start_ns, end_ns = _padded(self, start_ns, end_ns)
+        first = bisect_left(self.energy_times, start_ns)
+        return first if first == bisect_left(self.energy_times, end_ns) else None
+
+
+def _padded(readings: Readings, start_ns: int, end_ns: int) -> tuple[int, int]:
+    """Return a span made at least as long as a refresh of the counter, around its middle."""
+    missing_ns = readings.refresh_ns - (end_ns - start_ns)
+    return (start_ns - missing_ns // 2, end_ns + missing_ns // 2) if missing_ns > 0 else (start_ns, end_ns)
+
 
 def _kept(values: tuple, value: object) -> tuple:  # type: ignore[type-arg] # of any kind
     return (*values[-KEPT_SAMPLES + 1 :], value)
@@ -74,12 +90,11 @@ def mean_power_w(readings: Readings, start_ns: int, end_ns: int, oldest_ns: floa
         return mean_of(readings.samples[first:last], "power_w")
     if end_ns - readings.times[-1] > oldest_ns:
         return None
-    least_ns = max(readings.refresh_ns, 1)
-    missing_ns = max(0, least_ns - (end_ns - start_ns)) // 2
-    start_ns, end_ns = max(start_ns - missing_ns, times[0]), end_ns + missing_ns
+    start_ns, end_ns = _padded(readings, start_ns, end_ns)
+    start_ns = max(start_ns, times[0])
     if end_ns <= times[-1]:
         return _rise(readings, start_ns, max(end_ns, start_ns + 1))
-    latest_ns = max(min(times[-1] - least_ns, times[-2]), times[0])
+    latest_ns = max(min(times[-1] - readings.refresh_ns, times[-2]), times[0])
     tail_w = _rise(readings, latest_ns, times[-1])
     if start_ns >= times[-1]:
         return tail_w

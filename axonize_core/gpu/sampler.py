@@ -194,16 +194,18 @@ class Sampler:
         readings = self._readings.get(resource.id) if resource else None
         if resource is None or readings is None:
             return dict(identity)
-        window = (source, readings, *readings.window(start_ns, end_ns, self._oldest_ns))
-        # Engine steps are short and samples rare: the next span mostly asks for the same window.
-        if window != self._last_window:
-            means = _means(readings.samples[window[2] : window[3]])
-            self._last_window, self._last_annotation = window, {**identity, **means}
-        return {**self._last_annotation, **self._power(resource, start_ns, end_ns)}
+        of_gpu = readings if resource.kind != "mig" else self._readings.get(resource.gpu.uuid, _NOTHING)
+        segment = of_gpu.segment(start_ns, end_ns, self._oldest_ns)
+        window = (source, readings, of_gpu, segment, *readings.window(start_ns, end_ns, self._oldest_ns))
+        # Engine steps are short and samples rare: the next span mostly asks for the same window and rise.
+        if segment is None or window != self._last_window:
+            means = _means(readings.samples[window[-2] : window[-1]])
+            power = self._power(resource, of_gpu, start_ns, end_ns)
+            self._last_window, self._last_annotation = window, {**identity, **means, **power}
+        return self._last_annotation.copy()
 
-    def _power(self, resource: ComputeResource, start_ns: int, end_ns: int) -> dict[str, Any]:
+    def _power(self, resource: ComputeResource, readings: Readings, start_ns: int, end_ns: int) -> dict[str, Any]:
         """Return the mean power of a GPU; of a slice its part by multiprocessors, since only the GPU is measured."""
-        readings = self._readings.get(resource.gpu.uuid, _NOTHING)
         power_w = mean_power_w(readings, start_ns, end_ns, self._oldest_ns) if readings.times else None
         if power_w is None or self.provider is None:
             return {}

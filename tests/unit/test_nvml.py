@@ -294,6 +294,33 @@ def test_the_refresh_of_the_energy_counter_is_measured(machine):
     assert (found["1"], found["2"]) == (None, None)
 
 
+def test_the_refresh_is_measured_once_and_dates_the_readings(machine, clock):
+    """After the first reading, so that this one does not wait; the next is dated half a refresh back."""
+    machine.add_gpu(0, refresh_ms=30)
+    machine.write()
+    one = NvmlProvider(clock)
+    (resource,) = one.resources()
+    first = one.sample(resource)
+    assert abs(first.energy_time_ns - first.time_ns) < 5_000_000
+    sample = one.sample(resource)
+    one.close()
+    assert sample.time_ns - sample.energy_time_ns == pytest.approx(15e6, rel=0.3)
+    assert one.facts()["energy_refresh_ms"][resource.id] == pytest.approx(30, rel=0.2)
+
+
+def test_gpm_goes_with_the_slice(machine, provider, clock):
+    """What NVML holds for a slice is freed when it is gone."""
+    machine.add_gpu(0)
+    uuid = machine.add_slice(0, 7, "1g.10gb", 0)
+    one = provider()
+    one.sample(one.resources()[1])
+    assert len(one._reader._monitor._samples) == 1
+    del machine.slices[uuid]
+    machine.write()
+    look(one, clock)
+    assert one._reader._monitor._samples == {}
+
+
 def test_a_wrapped_counter_goes_on(machine, provider):
     """A 32-bit counter of millijoules begins again after an hour or two: the total does not."""
     machine.add_gpu(0, energy=2**32 - 10, power="0", wrap_bits=32)
