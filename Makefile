@@ -58,7 +58,7 @@ bare: $(VENV)/.wheel
 	$(BIN)/python tests/bare.py --make $(VENV)/bare build/wheel/axonize-*.whl
 	$(BIN)/python tests/bare.py --make $(VENV)/bare-lowest build/wheel/axonize-*.whl --lowest
 
-# Python 3.10 to 3.13, as far as they are here: make matrix, or make matrix MATRIX="--python 3.13 -- tests/unit".
+# Python 3.10 to 3.13, as far as they are here: make matrix, or make matrix MATRIX="--python 3.13 --pytest tests/unit".
 matrix: $(VENV)/.wheel
 	$(BIN)/python tests/matrix.py $(VENV)/matrix $(CURDIR)/build/wheel/axonize-*.whl $(MATRIX)
 

@@ -1,6 +1,6 @@
 """The tests of what runs beside inference, on every supported Python that this machine has.
 
-``python tests/matrix.py DIRECTORY WHEEL [--python 3.10] [-- pytest arguments]`` makes one environment per Python under
+``python tests/matrix.py DIRECTORY WHEEL [--python 3.10] [--pytest tests/unit]`` makes one environment per Python under
 DIRECTORY, with the wheel, the collector and the test tools, and runs the unit tests and the agent's integration tests.
 Tests that need torch are skipped where there is none; a Python that is missing is named.
 """
@@ -38,7 +38,7 @@ def run(interpreter: str, home: Path, wheel: str, arguments: list[str]) -> int:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", home / "bin" / "python"]
     subprocess.run([*pip, "install", "-q", f"{wheel}[server,grpc]", "--group", "test"], check=True, cwd=ROOT)
     env = {**os.environ, "PYTHONSAFEPATH": "1"}
-    pytest = [home / "bin" / "pytest", "-q", "-n", "2", "--dist", "loadfile", *(arguments or TESTS)]
+    pytest = [home / "bin" / "pytest", "-q", "-n", "2", "--dist", "loadfile", *arguments]
     return subprocess.run(pytest, check=False, cwd=ROOT, env=env).returncode
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("wheel")
     parser.add_argument("--python", action="append", choices=PYTHONS, help="only this one; may be repeated")
-    parser.add_argument("arguments", nargs="*", help="for pytest, after --")
+    parser.add_argument("--pytest", nargs=argparse.REMAINDER, help="all that follows is pytest's, instead of the tests")
     options = parser.parse_args()
     summary, failed = [], False
     for version in options.python or PYTHONS:
@@ -56,7 +56,7 @@ def main() -> None:
         if interpreter is None:
             summary.append(f"Python {version}: missing, not tested")
             continue
-        result = run(interpreter, options.directory / version, options.wheel, options.arguments)
+        result = run(interpreter, options.directory / version, options.wheel, options.pytest or TESTS)
         failed |= result != 0
         summary.append(f"Python {version}: {'failed' if result else 'ok'} in {time.monotonic() - started:.0f} s")
     print("", *summary, sep="\n")
