@@ -55,11 +55,15 @@ def _flow(what: str, lane: Mapping[str, Any]) -> Line:
     sent, text = f"{lane['sent']:,} {what} sent to {lane['endpoint']}", "nothing waits"
     if lane["waiting"]:
         place = lane["directory"] if not lane["memory_bytes"] else "memory"
-        text = f"{lane['waiting']:,} wait in {place} ({lane['waiting_bytes'] / 2**20:.1f} MiB"
+        text = f"{lane['waiting']:,} wait in {place} ({_size(lane['waiting_bytes'])}"
         text += f", oldest {lane['oldest_age_s']:.0f} s)" if lane["oldest_age_s"] is not None else ")"
     if lane["failing"]:
         return Line("problem", f"{sent}, {text}: {lane['last_error']}; next try in {lane['next_try_s']:.0f} s")
     return Line("ok", f"{sent}, {text}")
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.1f} MiB" if size_bytes >= 2**20 else f"{size_bytes / 2**10:.1f} KiB"
 
 
 def queue_lines(settings: Settings) -> Iterator[Line]:
@@ -68,7 +72,7 @@ def queue_lines(settings: Settings) -> Iterator[Line]:
         return
     own = queue_key(wanted_endpoints())
     for left in leftovers(settings.state_dir):
-        text = f"{left.file_bytes / 2**20:.1f} MiB wait in {left.path}, left by an agent that is gone"
+        text = f"{_size(left.file_bytes)} wait in {left.path}, left by an agent that is gone"
         if left.path.name.split(".")[0] == own:
             yield Line("note", f"{text}; the next one with these export settings sends them")
             continue
