@@ -58,7 +58,8 @@ class ComputeResource(msgspec.Struct, frozen=True):
         return self._generation() == other._generation()
 
     def _generation(self) -> tuple[object, ...]:
-        return (self.id, self.kind, self.gi_id, self.ci_id, self.placement_start, self.placement_size, self.incarnation)
+        place = (self.mig_profile, self.gi_id, self.ci_id, self.placement_start, self.placement_size)
+        return (self.id, self.kind, *place, self.incarnation)
 
 
 class Provider(Protocol):

@@ -119,21 +119,22 @@ def _slice(gpu: Device, handle: Any, known: dict[str, Device], incarnation: int)
     uuid = text(pynvml.nvmlDeviceGetUUID(handle))
     gi_id, ci_id = (optional(read, handle) for read in (pynvml.nvmlDeviceGetGpuInstanceId, _compute_instance_id))
     placement = _placement(gpu.handle, gi_id)
+    name = _PROFILE.search(text(optional(pynvml.nvmlDeviceGetName, handle) or ""))
+    profile = name[1] if name else None
     old = known.get(uuid)
-    if old is not None and _where(old.resource) == (gi_id, ci_id, *placement):
+    if old is not None and _where(old.resource) == (profile, gi_id, ci_id, *placement):
         resource = old.resource
         if resource.gpu is not gpu.resource.gpu:
             resource = msgspec.structs.replace(resource, gpu=gpu.resource.gpu)
         return old._replace(resource=resource, handle=handle, gpu_handle=gpu.handle)
     attributes = optional(pynvml.nvmlDeviceGetAttributes, handle)
     memory = optional(pynvml.nvmlDeviceGetMemoryInfo, handle)
-    profile = _PROFILE.search(text(optional(pynvml.nvmlDeviceGetName, handle) or ""))
     sms = attributes.multiprocessorCount if attributes is not None else None
     resource = ComputeResource(
         id=uuid,
         gpu=gpu.resource.gpu,
         kind="mig",
-        mig_profile=profile[1] if profile else None,
+        mig_profile=profile,
         gi_id=gi_id,
         ci_id=ci_id,
         placement_start=placement[0],
@@ -158,5 +159,5 @@ def _placement(gpu_handle: Any, gi_id: int | None) -> tuple[int | None, int | No
     return (None, None) if info is None else (int(info.placement.start), int(info.placement.size))
 
 
-def _where(resource: ComputeResource) -> tuple[int | None, ...]:
-    return resource.gi_id, resource.ci_id, resource.placement_start, resource.placement_size
+def _where(resource: ComputeResource) -> tuple[str | int | None, ...]:
+    return resource.mig_profile, resource.gi_id, resource.ci_id, resource.placement_start, resource.placement_size

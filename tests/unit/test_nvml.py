@@ -11,6 +11,7 @@ from axonize_core.events import SourceInfo
 from axonize_core.gpu import nvml_reader
 from axonize_core.gpu.nvml import NvmlProvider
 from axonize_core.gpu.nvml_reader import refresh_of
+from fix_nvml import MODELS
 
 
 @pytest.fixture
@@ -116,6 +117,36 @@ def test_slices_are_resources_and_their_gpu_is_not(machine, provider):
     assert found.sm_share == 60 / 132
     assert found.gpu.mig_enabled is True
     assert sum(r.sm_share for r in (resources[small], found)) < 1
+
+
+def mixes(profiles, room=8, compute=7):
+    """Yield every set of profiles that fits on a GPU, as the sizes of their memory and compute slices allow."""
+    for i, (name, (_, size, _)) in enumerate(profiles):
+        needed = int(name[0])
+        if size <= room and needed <= compute:
+            yield (name,)
+            yield from ((name, *rest) for rest in mixes(profiles[i:], room - size, compute - needed))
+
+
+@pytest.mark.parametrize("model", ["A100", "H100"])
+def test_every_mix_of_slices_is_listed(machine, provider, clock, model):
+    """Reconfigured again and again at run time: each slice with its profile and memory, never more than the GPU."""
+    machine.add_gpu(0, model)
+    machine.gpus[0]["mig_mode"] = 1
+    one, profiles = provider(), sorted(MODELS[model][4].items())
+    found = sorted(set(mixes(profiles)))
+    assert len(found) > 20
+    for mix in found:
+        machine.slices.clear()
+        start = 0
+        for gi, profile in enumerate(mix, 1):
+            machine.add_slice(0, gi, profile, start)
+            start += dict(profiles)[profile][1]
+        machine.write()
+        gpu, *slices = look(one, clock)
+        assert [s.mig_profile for s in slices] == list(mix)
+        assert sum(s.memory_bytes for s in slices) < gpu.memory_bytes
+        assert sum(s.sm_share for s in slices) <= 1
 
 
 def test_a_slice_has_its_own_utilisation_where_gpm_is(machine, provider):
