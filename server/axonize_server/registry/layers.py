@@ -79,6 +79,7 @@ _CONTEXT = {
     "sharing": "gpu.sharing",
     "provenance": "gpu.provenance",
 }
+_ATTRIBUTES = {"gpu": _GPU, "compute_resource": _RESOURCE, "context": _CONTEXT}
 _SEEN = ("first_seen_at", "last_seen_at", "gone_at")
 _INT64 = {"memory_bytes", "pid"}
 _INT32 = {"gpu_instance_id", "compute_instance_id", "placement_start", "placement_size", "rank"}
@@ -89,7 +90,6 @@ def text_of(attributes: Mapping[str, Any]) -> str:
     return msgspec.json.encode(attributes, order="sorted").decode()
 
 
-@lru_cache(maxsize=65_536)
 def _attributes(look: str) -> dict[str, Any]:
     found: dict[str, Any] = msgspec.json.decode(look)
     return found
@@ -110,15 +110,8 @@ def _gpu_rows(thing: Thing, spans: list[Span], _: int) -> list[Row]:
     """Hardware is one row, however often it went and came."""
     if not spans:
         return []
-    known = _known(look for span in spans for look in span.looks)
     seen = Span(spans[0].first_ns, spans[-1].last_ns, spans[-1].ended_ns, ())
-    named = {
-        "gpu_uuid": thing.id,
-        "model": _text(known.get("hw.model")) or _text(known.get("hw.name")),
-        "node": _text(known.get("k8s.node.name")) or _text(known.get("host.name")),
-        "mig_enabled": int(known["gpu.mig.enabled"]) if isinstance(known.get("gpu.mig.enabled"), bool) else None,
-    }
-    return [{**named, **_taken(known, _GPU), **_seen(seen)}]
+    return [{"gpu_uuid": thing.id, **_said("gpu", _looks(spans)), **_seen(seen)}]
 
 
 def _resource_rows(thing: Thing, spans: list[Span], _: int) -> list[Row]:
@@ -132,7 +125,7 @@ def _resource_rows(thing: Thing, spans: list[Span], _: int) -> list[Row]:
         {
             "uuid": thing.id,
             "generation": number,
-            **_taken(_known(look for span in found for look in span.looks), _RESOURCE),
+            **_said("compute_resource", _looks(found)),
             **_seen(Span(found[0].first_ns, found[-1].last_ns, found[-1].ended_ns, ())),
         }
         for number, found in enumerate(generations, 1)
@@ -150,7 +143,7 @@ def _context_rows(thing: Thing, spans: list[Span], now_ns: int) -> list[Row]:
                 "tenant_id": thing.tenant,
                 "context_id": thing.id,
                 "holding": number,
-                **_taken(_known(span.looks), _CONTEXT),
+                **_said("context", span.looks),
                 "valid_from": rfc3339(span.first_ns),
                 "valid_to": rfc3339(ended_ns) if ended_ns is not None else None,
                 "last_seen_at": rfc3339(span.last_ns),
@@ -159,16 +152,23 @@ def _context_rows(thing: Thing, spans: list[Span], now_ns: int) -> list[Row]:
     return rows
 
 
-def _known(looks: Any) -> dict[str, Any]:
-    """Give what is known after all looks: the newest word on each attribute."""
+def _looks(spans: list[Span]) -> tuple[str, ...]:
+    return spans[0].looks if len(spans) == 1 else tuple(look for span in spans for look in span.looks)
+
+
+@lru_cache(maxsize=65_536)
+def _said(layer: str, looks: tuple[str, ...]) -> Row:
+    """Give the columns that all looks together say: the newest word on each attribute. Not to be changed."""
     known: dict[str, Any] = {}
     for look in looks:
         known.update(_attributes(look))
-    return known
-
-
-def _taken(known: Mapping[str, Any], columns: Mapping[str, str]) -> Row:
-    return {column: _typed(column, known.get(name)) for column, name in columns.items()}
+    row = {column: _typed(column, known.get(name)) for column, name in _ATTRIBUTES[layer].items()}
+    if layer == "gpu":
+        sliced = known.get("gpu.mig.enabled")
+        row["model"] = _text(known.get("hw.model")) or _text(known.get("hw.name"))
+        row["node"] = _text(known.get("k8s.node.name")) or _text(known.get("host.name"))
+        row["mig_enabled"] = int(sliced) if isinstance(sliced, bool) else None
+    return row
 
 
 def _typed(column: str, value: Any) -> Any:
@@ -201,6 +201,7 @@ def rfc3339(epoch_ns: int) -> str:
     return f"{_second(seconds)}.{ns:09d}Z"
 
 
+@lru_cache(maxsize=65_536)
 def _holder(look: str) -> str:
     """Give what makes a context another one under the same name: its resource, or another process with its pid."""
     known = _attributes(look)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from axonize_core.errors import ConfigurationError, StoreError
+from axonize_server.registry.base import conflict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from psycopg import Connection
 
@@ -62,10 +64,6 @@ class PostgresRegistry:
             name="axonize-registry",
         )
 
-    def records(self, table: str, columns: Sequence[str]) -> str:
-        """Give a SELECT of these columns, of the table's types, out of one parameter: a JSON array of objects."""
-        return f"SELECT {', '.join(columns)} FROM json_populate_recordset(NULL::{table}, %s::json)"  # noqa: S608
-
     @contextmanager
     def transaction(self, *, commit: bool = True) -> Iterator[Run]:
         """Change things, alone: commits at the end if asked to, rolls back on an exception.
@@ -75,7 +73,7 @@ class PostgresRegistry:
         """
         with self._connection() as connection:
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-            yield _runner(connection)
+            yield _Run(connection)
             if not commit:
                 connection.rollback()
 
@@ -88,7 +86,7 @@ class PostgresRegistry:
         """
         with self._connection() as connection:
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            yield _runner(connection)
+            yield _Run(connection)
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
@@ -122,13 +120,21 @@ class PostgresRegistry:
         self._pool.close()
 
 
-def _runner(connection: Connection) -> Run:
-    def run(sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        # Migrations are our own text, known only at run time.
-        cursor = connection.execute(sql.encode(), parameters or None)
+class _Run:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __call__(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        # As bytes: migrations are our own text, known only at run time.
+        cursor = self._connection.execute(sql.encode(), parameters or None)
         return cursor.fetchall() if cursor.description else []
 
-    return run
+    def upsert(self, table: str, key: Sequence[str], columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Hand all rows over as one JSON parameter, typed by the table itself."""
+        names = ", ".join(columns)
+        source = f"SELECT {names} FROM json_populate_recordset(NULL::{table}, %s::json)"  # noqa: S608  our own names
+        sql = f"INSERT INTO {table} ({names}) {source}{conflict(key, columns)}"
+        self(sql, (msgspec.json.encode(rows).decode(),))
 
 
 def _one_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ A thing reported many times in the same words is one row with the times; repeate
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Reports", "read_again", "read_reports", "sightings_of"]
 
 _WINDOW_NS = 600 * 10**9
+_AGAIN_NS = 5 * 10**9
 _RANGE = (
     "inserted_at > fromUnixTimestamp64Nano({after:Int64}, 'UTC')"
     " AND inserted_at <= fromUnixTimestamp64Nano({until:Int64}, 'UTC')"
@@ -39,6 +41,8 @@ class Reports(NamedTuple):
 def read_reports(store: ClickHouseStore, after_ns: int) -> Reports | None:
     """Read what came in after a moment, at most ten minutes of it; None when nothing did.
 
+    The seconds before that moment are read again: rows of an insert under way become visible a little after others.
+
     Raises:
         StoreError: The store is away.
     """
@@ -51,7 +55,7 @@ def read_reports(store: ClickHouseStore, after_ns: int) -> Reports | None:
     if not bounds["n"]:
         return None
     until_ns = min(bounds["last"], bounds["first"] + _WINDOW_NS)
-    asked = {"after": after_ns, "until": until_ns}
+    asked = {"after": max(0, after_ns - _AGAIN_NS), "until": until_ns}
     return Reports(until_ns, _ask(store, _RANGE, asked), more=until_ns < bounds["last"])
 
 
@@ -97,6 +101,7 @@ def _thing(row: dict[str, Any]) -> Thing:
     return thing_of(row["layer"], row["tenant"], row["id"].replace("\0", ""))  # PostgreSQL's text holds no NUL
 
 
+@lru_cache(maxsize=65_536)
 def _look(attributes: str) -> str:
     """Give the canonical text of a point's attributes: those of its resource first, its own win."""
     merged: dict[str, Any] = {}

@@ -85,6 +85,9 @@ def merge(known: Sightings, new: Sightings) -> Sightings:
         known: not torn by `new`.
         new: each report by itself: an interval of it is one point of time, or holds no zero of anybody.
     """
+    if known.looks.keys() == new.looks.keys() and len(known.looks) == 1 and not (known.zeros or new.zeros):
+        ((look, intervals),) = known.looks.items()
+        return Sightings({look: link([*intervals, *new.looks[look]])}, [], known.rows)
     zeros = known.zeros
     if new.zeros:
         zeros = sorted({*known.zeros, *new.zeros})[-_MOST_ZEROS:]
@@ -122,6 +125,9 @@ def spans_of(known: Sightings, variant: Callable[[str], str] = lambda _: "") -> 
         known: the sightings.
         variant: what of a look makes it another thing in the same place, such as the resource a context is on.
     """
+    if len(known.looks) == 1 and not known.zeros:
+        ((look, intervals),) = known.looks.items()
+        return [Span(first, last, None, (look,)) for first, last in intervals]
     changes = _changes(known.zeros)
     variants: dict[str, list[str]] = {}
     for look in sorted(known.looks):

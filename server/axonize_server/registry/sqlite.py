@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from axonize_core.errors import StoreError
+from axonize_server.registry.base import conflict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from axonize_server.registry.base import Run
@@ -38,11 +39,6 @@ class SqliteRegistry:
             raise StoreError(f"registry {self.text!r} cannot be opened: {e}") from e
         with self.transaction() as run:
             run("SELECT 1")
-
-    def records(self, table: str, columns: Sequence[str]) -> str:  # noqa: ARG002 - SQLite types values, not columns
-        """Give a SELECT of these columns out of a JSON array of objects: one parameter."""
-        values = ", ".join(f"json_extract(value, '$.{column}')" for column in columns)
-        return f"SELECT {values} FROM json_each(%s) WHERE true"  # noqa: S608  our own names; WHERE parts it from ON
 
     @contextmanager
     def transaction(self, *, commit: bool = True) -> Iterator[Run]:
@@ -73,7 +69,7 @@ class SqliteRegistry:
         try:
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute(f"BEGIN {begin}")
-            yield _runner(connection)
+            yield _Run(connection)
             connection.execute(end)
         except sqlite3.Error as e:
             raise StoreError(f"registry {self.text!r}: {e}") from e
@@ -92,8 +88,14 @@ class SqliteRegistry:
         """Nothing is kept open."""
 
 
-def _runner(connection: sqlite3.Connection) -> Run:
-    def run(sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        return connection.execute(sql.replace("%s", "?"), tuple(parameters)).fetchall()
+class _Run:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
 
-    return run
+    def __call__(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        return self._connection.execute(sql.replace("%s", "?"), tuple(parameters)).fetchall()
+
+    def upsert(self, table: str, key: Sequence[str], columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        values = ", ".join(f":{column}" for column in columns)
+        sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values}){conflict(key, columns)}"  # noqa: S608
+        self._connection.executemany(sql, rows)

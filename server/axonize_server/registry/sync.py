@@ -1,8 +1,7 @@
 """From reports in the store to the three layers in the registry.
 
 One thread of the writer process. It reads on from where it stopped, so a registry that was away catches up, and
-nothing of ingest waits for it. What it reads twice makes no difference (see `sightings`), which is why it always
-reads the last seconds again: rows of an insert under way become visible a little after others.
+nothing of ingest waits for it. What it reads twice makes no difference (see `sightings`).
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import structlog
 
 from axonize_core.errors import AxonizeError
 from axonize_server.migrate import migrate_registry
-from axonize_server.registry.base import upsert
 from axonize_server.registry.layers import LAYERS, Layer, Thing, rfc3339, rows_of
 from axonize_server.registry.reports import read_again, read_reports
 from axonize_server.registry.sightings import GAP_NS, Sightings, is_torn, merge, retold
@@ -33,7 +31,6 @@ __all__ = ["RegistrySync", "apply"]
 
 _log = structlog.get_logger("axonize.registry")
 _INTERVAL_S = 2.0
-_AGAIN_NS = 5 * 10**9
 _FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 30.0
 
@@ -108,23 +105,17 @@ class RegistrySync:
         with self._registry.reading() as run:
             marked = run("SELECT value FROM registry_state WHERE name = %s", (self._mark,))
         read_ns = int(marked[0][0]) if marked else 0
-        reports = read_reports(self._store, max(0, read_ns - _AGAIN_NS))
+        reports = read_reports(self._store, read_ns)
         now_ns = self._clock()
         with self._registry.transaction() as run:
-            if reports is not None and reports.until_ns != read_ns:
+            if reports is not None:
                 apply(self._registry, run, reports.sightings, now_ns, partial(read_again, self._store))
                 self._remember(run, reports.until_ns)
             close_silent(run, now_ns)
-        if reports is None or reports.until_ns == read_ns:
-            return 0, False
-        return len(reports.sightings), reports.more
+        return (len(reports.sightings), reports.more) if reports is not None else (0, False)
 
     def _remember(self, run: Run, until_ns: int) -> None:
-        run(
-            "INSERT INTO registry_state (name, value) VALUES (%s, %s)"
-            " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-            (self._mark, str(until_ns)),
-        )
+        run.upsert("registry_state", ("name",), ("name", "value"), [{"name": self._mark, "value": str(until_ns)}])
 
 
 def close_silent(run: Run, now_ns: int) -> None:
@@ -169,8 +160,9 @@ def apply(
         rows[thing.layer] += made
         documents.append({"thing": names[thing], "document": msgspec.json.encode(merged).decode()})
     for name, layer in LAYERS.items():
-        _write(registry, run, layer.table, layer.key, layer.columns, rows[name])
-    _write(registry, run, "gpu_sightings", ("thing",), ("thing", "document"), documents)
+        if rows[name]:
+            run.upsert(layer.table, layer.key, layer.columns, rows[name])
+    run.upsert("gpu_sightings", ("thing",), ("thing", "document"), documents)
 
 
 def _load(registry: Registry, run: Run, names: list[str]) -> dict[str, Sightings]:
@@ -193,10 +185,3 @@ def _forget(run: Run, thing: Thing, kept: int) -> None:
         conditions.append(f"{layer.order} > %s")
         parameters.append(kept)
     run(f"DELETE FROM {layer.table} WHERE {' AND '.join(conditions)}", parameters)  # noqa: S608
-
-
-def _write(
-    registry: Registry, run: Run, table: str, key: tuple[str, ...], columns: tuple[str, ...], rows: list[Row]
-) -> None:
-    if rows:
-        run(upsert(registry, table, key, columns), (msgspec.json.encode(rows).decode(),))

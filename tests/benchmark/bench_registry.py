@@ -1,0 +1,224 @@
+"""What a fleet costs: taking over a full re-report in each registry, GPU samples on disk, and a day of one GPU.
+
+The fleet has 2,000 GPUs of seven slices each, and a process on every slice. The report goes the whole way: OTLP
+segment, store, registry. PostgreSQL is measured where tests could start one (see `fix_postgres`).
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from bench_table import Row
+
+from axonize_server.migrate import migrate_registry, migrate_store
+from axonize_server.registry.address import open_registry
+from axonize_server.registry.reports import read_reports
+from axonize_server.registry.sync import apply
+from axonize_server.settings import Settings
+from axonize_server.spool import INSERT_SETTINGS, header_message, request_frame
+from axonize_server.store.clickhouse import ClickHouseStore
+from fix_postgres import Postgres, binaries
+from gpu_reports import GIB, context_info, gpu_info, request, slice_info
+
+NODES, GPUS_A_NODE, SLICES = 250, 8, 7
+RE_REPORT_S, SAMPLE_BYTES, DAY_MS = 1.0, 4.0, 20.0
+SAMPLED_GPUS, SAMPLES = 8, 86_400
+LOOKS = 100
+
+
+def run():
+    """One row per registry and size of report, then those of the samples."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        for processes in (False, True):
+            store = _store(directory, f"fleet_{processes}".lower())
+            rows += _re_reports(store, directory, processes=processes)
+            store.close()
+        store = _store(directory, "samples")
+        rows += _samples(store)
+        store.close()
+    return rows
+
+
+def _store(directory, database):
+    store = ClickHouseStore(f"chdb://{directory}/clickhouse?database={database}")
+    migrate_store(store, Settings(data_dir=directory))
+    return store
+
+
+def _re_reports(store, directory, *, processes):
+    now = time.time_ns()
+    _report(store, directory, now - 60 * 10**9, processes=processes)
+    first = read_reports(store, 0)
+    time.sleep(6)  # beyond what is always read again
+    _report(store, directory, now, processes=processes)
+    rows = [_re_report("SQLite", f"sqlite:///{directory}/{store.database}.db", store, first)]
+    if folder := binaries():
+        place = directory / f"postgres-{store.database}"
+        place.mkdir()
+        server = Postgres(folder, place)
+        server.start()
+        try:
+            rows.append(_re_report("PostgreSQL", server.dsn, store, first))
+        finally:
+            server.stop()
+    return rows
+
+
+def _report(store, directory, time_ns, *, processes):
+    """One full report of the fleet, as each node's agent sends it, all in one segment."""
+    messages = []
+    for number, things in enumerate(_fleet()):
+        points = [(layer, values, time_ns, 1) for layer, values in things if processes or layer != "context"]
+        messages.append(request(points, node=f"node-{number:03}"))
+    _insert(store, directory, messages)
+
+
+def _fleet():
+    for number in range(NODES):
+        node, things = f"node-{number:03}", []
+        for index in range(GPUS_A_NODE):
+            gpu = gpu_info(node, index, mig=True)
+            things.append(("gpu", gpu))
+            for gi in range(SLICES):
+                found = slice_info(gpu, gi)
+                context = context_info(found, node, 1000 * index + gi, pod=f"chat-{index}-{gi}", sharing="mig")
+                things += [("compute_resource", found), ("context", context)]
+        yield things
+
+
+def _insert(store, directory, messages):
+    parts = [header_message("metrics")]
+    for message in messages:
+        body = message.SerializeToString()
+        length, trailer = request_frame(body, tenant="default", received_ns=time.time_ns())
+        parts += [length, body, trailer]
+    path = directory / f"{time.time_ns()}.pb"
+    path.write_bytes(b"".join(parts))
+    store.insert(path, "metrics", path.stem, INSERT_SETTINGS)
+    path.unlink()
+
+
+def _re_report(name, dsn, store, first):
+    """Seconds from asking the store to the commit, for a report of a fleet the registry knows; the best of three."""
+    registry = open_registry(dsn)
+    migrate_registry(registry)
+    with registry.transaction() as run:
+        apply(registry, run, first.sightings, time.time_ns(), lambda _: {})
+    took = [_take_over(registry, store, first.until_ns + 6 * 10**9) for _ in range(3)]
+    registry.close()
+    (things, read_s, took_s, cpu_s) = min(took, key=lambda one: one[2])
+    limit = things == NODES * GPUS_A_NODE * (1 + SLICES)
+    contexts = "" if limit else " + 14,000 processes"
+    return Row(
+        name=f"{name}: 2,000 GPUs x 7 slices{contexts} re-reported, one statement a table",
+        ours=f"{took_s:.2f} s",
+        peer=f"{RE_REPORT_S:g} s" if limit else "-",
+        peer_name=f"limit; {read_s:.2f} s reading the store, {cpu_s:.2f} s CPU of this process",
+        ratio=f"{took_s / RE_REPORT_S:.2f}" if limit else "-",
+        target=f"< {RE_REPORT_S:g}" if limit else "-",
+        met=took_s < RE_REPORT_S or not limit,
+    )
+
+
+def _take_over(registry, store, after_ns):
+    written = Counter()
+    began, cpu = time.perf_counter(), time.process_time()
+    reports = read_reports(store, after_ns)
+    read_s = time.perf_counter() - began
+    with registry.transaction() as run:
+        apply(registry, _Counted(run, written), reports.sightings, time.time_ns(), lambda _: {})
+    took_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
+    assert max(written.values()) == 1, written
+    assert written["gpu_sightings"] == 1
+    return len(reports.sightings), read_s, took_s, cpu_s
+
+
+class _Counted:
+    """Counts the statements that write, by table."""
+
+    def __init__(self, run, written):
+        self._run = run
+        self._written = written
+
+    def __call__(self, sql, parameters=()):
+        assert sql.startswith("SELECT"), sql
+        return self._run(sql, parameters)
+
+    def upsert(self, table, *rest):
+        self._written[table] += 1
+        self._run.upsert(table, *rest)
+
+
+def _samples(store):
+    """A day of 1 Hz samples with noise in every reading, inserted as the view writes them; bytes a row, and a look at a day."""
+    start_s = int(time.time()) - SAMPLES
+    for number in range(SAMPLED_GPUS):
+        store.command(_one_gpu(store.database, number, start_s))
+    store.command(f"OPTIMIZE TABLE {store.database}.gpu_metrics FINAL")
+    size = store.query(
+        "SELECT sum(bytes_on_disk) AS bytes, sum(rows) AS n FROM system.parts"
+        " WHERE database = {d:String} AND table = 'gpu_metrics' AND active",
+        {"d": store.database},
+    )[0]
+    per_row = size["bytes"] / size["n"]
+    looks = sorted(_day_ms(store, start_s) for _ in range(LOOKS))
+    p95 = looks[int(0.95 * LOOKS)]
+    return [
+        Row(
+            name=f"bytes per GPU sample on disk ({size['n']:,} rows of 5 readings)",
+            ours=f"{per_row:.2f} B",
+            peer=f"{SAMPLE_BYTES:g} B",
+            peer_name="limit",
+            ratio=f"{per_row / SAMPLE_BYTES:.2f}",
+            target=f"<= {SAMPLE_BYTES:g}",
+            met=per_row <= SAMPLE_BYTES,
+        ),
+        Row(
+            name=f"one GPU, 24 h by minute out of {SAMPLED_GPUS}, p95",
+            ours=f"{p95:.1f} ms",
+            peer=f"{DAY_MS:g} ms",
+            peer_name=f"limit; median {statistics.median(looks):.1f} ms",
+            ratio=f"{p95 / DAY_MS:.2f}",
+            target=f"< {DAY_MS:g}",
+            met=p95 < DAY_MS,
+        ),
+    ]
+
+
+def _one_gpu(database, number, start_s):
+    """A GPU under load that changes every minute or so: readings with the steps and the noise that NVML's have."""
+    power = random.Random(number).uniform(150, 650)
+    return f"""
+        INSERT INTO {database}.gpu_metrics
+        SELECT 'default', 'GPU-{number:012}', 'GPU-{number:012}',
+            fromUnixTimestamp64Nano(toInt64({start_s} + number) * 1000000000 + {number} * 1000000, 'UTC'),
+            'NVIDIA H100 80GB HBM3', 'measured',
+            round(least(1, greatest(0, (sipHash64(intDiv(number, 45), {number}) % 80 + rand(1) % 20) / 100)), 2),
+            toInt64({20 * GIB} + intDiv(number, 120) % 30 * {GIB // 2} + sipHash64(intDiv(number, 7)) % 64 * 2097152),
+            {80 * GIB},
+            round({power:.1f} + sipHash64(intDiv(number, 45), {number}) % 80 + rand(2) % 100 / 20, 3),
+            round((number * ({power:.1f} + 42) * 1000 + rand(3) % 40000) / 1000, 3),
+            45 + sipHash64(intDiv(number, 30)) % 25
+        FROM numbers({SAMPLES})"""
+
+
+def _day_ms(store, start_s):
+    began = time.perf_counter()
+    rows = store.query(
+        "SELECT toStartOfMinute(time) AS minute, avg(utilization) AS busy, avg(power_w) AS power_w,"
+        " max(memory_used_bytes) AS memory_used_bytes, max(temperature_c) AS temperature_c,"
+        f" max(energy_j) - min(energy_j) AS energy_j FROM {store.database}.gpu_metrics"
+        " WHERE tenant = 'default' AND hw_id = {gpu:String} AND compute_resource = {gpu:String}"
+        " AND time >= fromUnixTimestamp64Nano({since:Int64}, 'UTC') GROUP BY minute ORDER BY minute",
+        {"gpu": "GPU-000000000007", "since": start_s * 10**9},
+    )
+    assert len(rows) >= 1440
+    return (time.perf_counter() - began) * 1000
