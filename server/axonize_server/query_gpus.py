@@ -180,7 +180,7 @@ def _only(tree: list[Row], uuid: str) -> list[Row]:
 
 def _readings(store: ClickHouseStore, tenant: str, moment_ns: int) -> dict[str, Row]:
     """Give the newest reading of each resource: of each field the newest there is, none older than two minutes."""
-    newest = ", ".join(f"argMax({name}, gpu_metrics.time) AS {name}" for name in _FIELDS)
+    newest = ", ".join(f"{_value(name)} AS {name}" for name in _FIELDS)
     rows = store.query(
         f"SELECT compute_resource, concat(replaceOne(toString(max(gpu_metrics.time)), ' ', 'T'), 'Z') AS time,"
         f" {newest},"
@@ -196,6 +196,12 @@ def _readings(store: ClickHouseStore, tenant: str, moment_ns: int) -> dict[str, 
         },
     )
     return {row.pop("compute_resource"): row for row in rows}
+
+
+def _value(field: str) -> str:
+    """Give the newest reading; what the store keeps as a decimal is a float to JSON."""
+    newest = f"argMax({field}, gpu_metrics.time)"
+    return newest if field.endswith("_bytes") else f"toFloat64({newest})"
 
 
 def engines(store: ClickHouseStore, *, tenant: str, window_s: float) -> list[Row]:

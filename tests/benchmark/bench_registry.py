@@ -199,7 +199,7 @@ def _one_gpu(database, number, start_s):
     return f"""
         INSERT INTO {database}.gpu_metrics
         SELECT 'default', 'GPU-{number:012}', 'GPU-{number:012}',
-            fromUnixTimestamp64Nano(toInt64({start_s} + number) * 1000000000 + {number} * 1000000, 'UTC'),
+            fromUnixTimestamp64Nano(toInt64({start_s} + number) * 1000000000 + rand(9) % 3000000, 'UTC'),
             'NVIDIA H100 80GB HBM3', 'measured',
             round(least(1, greatest(0, (sipHash64(intDiv(number, 45), {number}) % 80 + rand(1) % 20) / 100)), 2),
             toInt64({20 * GIB} + intDiv(number, 120) % 30 * {GIB // 2} + sipHash64(intDiv(number, 7)) % 64 * 2097152),

@@ -307,3 +307,29 @@ def test_a_gpu_sample_in_pieces_is_one_row(store, write_segment):
         ["GPU-1", "MIG-1", 300.5, 0.5, 2**33, 0.0, None, "measured", None],
         ["GPU-1", "MIG-1", 0.0, None, None, None, None, "measured", None],
     ]
+
+
+def test_readings_that_are_no_numbers_stop_nobody(store, write_segment):
+    """A reading that is NaN, infinite or beyond its column is null in the samples; the rest of the segment is stored."""
+    now = time.time_ns()
+    odd = gpu_request(now, power=float("nan"), gpu_utilization=1e300, energy=float("inf"), temperature=61.27)
+    insert(store, write_segment(odd, gpu_request(now + 10**9, power=312.44), signal="metrics"))
+    readings = "toFloat64(power_w) AS power_w, utilization, energy_j, toFloat64(temperature_c) AS temperature_c"
+    rows = store.query(f"SELECT {readings} FROM {store.database}.gpu_metrics ORDER BY time")
+    assert [[*row.values()] for row in rows] == [[None, None, None, 61.3], [312.4, None, None, None]]
+
+
+def test_samples_of_before_are_kept_by_the_migration(store, write_segment):
+    """The compact table is filled from the points that are there, and filling it twice changes nothing."""
+    from axonize_server import migrate
+    from axonize_server.settings import Settings
+
+    insert(store, write_segment(gpu_request(time.time_ns(), power=300.5), signal="metrics"))
+    wanted = f"SELECT * FROM {store.database}.gpu_metrics FINAL"
+    before = store.query(wanted)
+    again = next(found for found in migrate.load("clickhouse") if found.name == "0008_gpu_metrics.sql")
+    for _ in range(2):
+        for statement in migrate.render(again, migrate._variables(store.database, Settings())):
+            store.command(statement)
+    assert store.query(wanted) == before
+    assert len(before) == 1

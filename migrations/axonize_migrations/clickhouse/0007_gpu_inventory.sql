@@ -33,11 +33,11 @@ SELECT
     ) AS id,
     instance_id AS agent,
     time,
-    coalesce(value_int, toInt64(value_float)) > 0 AS present,
+    ifNull(value_int > 0, ifNull(value_float > 0, false)) AS present,
     toJSONString(tuple(
         mapFilter((name, value) -> name IN ('host.name', 'k8s.node.name'), resource_string),
         attrs_string, attrs_int, attrs_float, attrs_bool
     )) AS attributes
 FROM {database}.metrics
 WHERE name IN ('axonize.gpu.info', 'axonize.gpu.compute_resource.info', 'axonize.gpu.context.info')
-    AND id != '' AND coalesce(value_int, toInt64(value_float)) IS NOT NULL;
+    AND id != '' AND (value_int IS NOT NULL OR value_float IS NOT NULL);
