@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sys
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -145,25 +146,28 @@ def _command_line() -> str:
     return shlex.join(["axonize", *sys.argv[1:]])
 
 
-def _load_commands() -> None:
-    """Add the commands of the installed plugins; those that fail are named in one line, and the others work."""
+def _with_plugins() -> _Commands:
+    """Return the commands and those of the installed plugins; plugins that fail are named in one line."""
+    commands = copy(cli)
+    commands.commands = dict(cli.commands)
     # What is wrong is said below, without a traceback for each command somebody types.
     logging.getLogger("axonize_core.plugins").addHandler(logging.NullHandler())
     ours = load_plugins((), defaults=(), groups=BUILT_IN_GROUPS)
-    ours.call("axonize_register_commands", cli=cli)
-    _Commands.own = frozenset(cli.commands)
+    ours.call("axonize_register_commands", cli=commands)
+    commands.own = frozenset(commands.commands)
     theirs = load_plugins(wanted_plugins(os.environ), defaults=())
-    theirs.call("axonize_register_commands", cli=cli)
+    theirs.call("axonize_register_commands", cli=commands)
     records = (*ours.records.values(), *theirs.records.values())
     if failing := sorted(record.name for record in records if record.is_missing() or record.failures):
         click.echo(f"axonize: these plugins do not work: {', '.join(failing)}; see axonize plugins", err=True)
+    return commands
 
 
 def main() -> None:
     """Load the plugins' commands and run; our own errors are one line, not a traceback."""
-    _load_commands()
+    commands = _with_plugins()
     try:
-        cli(prog_name="axonize")
+        commands(prog_name="axonize")
     except AxonizeError as e:
         click.echo(f"axonize: {e}", err=True)
         sys.exit(2)

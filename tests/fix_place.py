@@ -74,9 +74,11 @@ class Place:
 
     def start(self, code, *, prefix=(), python=sys.executable, arguments=(), env=None, **popen):
         """Start a program, behind a command that changes its surroundings."""
+        # In changed surroundings coverage could not write its data, and would complain.
+        unmeasured = {"COVERAGE_PROCESS_CONFIG": None} if prefix else {}
         program = subprocess.Popen(
             [*prefix, python, "-c", PRELUDE + textwrap.dedent(code), *arguments],
-            env=self.env(**(env or {})),
+            env=self.env(**unmeasured, **(env or {})),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
