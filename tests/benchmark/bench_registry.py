@@ -6,6 +6,7 @@ segment, store, registry. PostgreSQL is measured where tests could start one (se
 
 from __future__ import annotations
 
+import contextlib
 import random
 import statistics
 import tempfile
@@ -17,8 +18,7 @@ from bench_table import Row
 
 from axonize_server.migrate import migrate_registry, migrate_store
 from axonize_server.registry.address import open_registry
-from axonize_server.registry.reports import read_reports
-from axonize_server.registry.sync import apply
+from axonize_server.registry.sync import RegistrySync
 from axonize_server.settings import Settings
 from axonize_server.spool import INSERT_SETTINGS, header_message, request_frame
 from axonize_server.store.clickhouse import ClickHouseStore
@@ -54,22 +54,32 @@ def _store(directory, database):
 
 
 def _re_reports(store, directory, *, processes):
-    now = time.time_ns()
-    _report(store, directory, now - 60 * 10**9, processes=processes)
-    first = read_reports(store, 0)
-    time.sleep(6)  # beyond what is always read again
-    _report(store, directory, now, processes=processes)
-    rows = [_re_report("SQLite", f"sqlite:///{directory}/{store.database}.db", store, first)]
-    if folder := binaries():
-        place = directory / f"postgres-{store.database}"
-        place.mkdir()
-        server = Postgres(folder, place)
-        server.start()
-        try:
-            rows.append(_re_report("PostgreSQL", server.dsn, store, first))
-        finally:
-            server.stop()
-    return rows
+    """Report the fleet, let each registry take it over, report again and measure that; the best of two."""
+    with contextlib.ExitStack() as stack:
+        syncs = {"SQLite": _sync(stack, store, f"sqlite:///{directory}/{store.database}.db")}
+        if folder := binaries():
+            place = directory / f"postgres-{store.database}"
+            place.mkdir()
+            server = Postgres(folder, place)
+            server.start()
+            stack.callback(server.stop)
+            syncs["PostgreSQL"] = _sync(stack, store, server.dsn)
+        took = {name: [] for name in syncs}
+        for round_number in range(3):
+            _report(store, directory, time.time_ns(), processes=processes)
+            for name, (sync, written) in syncs.items():
+                took[name].append(_take_over(sync, written))
+            if round_number < 2:
+                time.sleep(6)  # beyond what is always read again
+    return [_row(name, min(found[1:]), processes=processes) for name, found in took.items()]
+
+
+def _sync(stack, store, dsn):
+    registry = open_registry(dsn)
+    migrate_registry(registry)
+    stack.callback(registry.close)
+    written = Counter()
+    return RegistrySync(store, _Counting(registry, written)), written
 
 
 def _report(store, directory, time_ns, *, processes):
@@ -106,50 +116,53 @@ def _insert(store, directory, messages):
     path.unlink()
 
 
-def _re_report(name, dsn, store, first):
-    """Seconds from asking the store to the commit, for a report of a fleet the registry knows; the best of three."""
-    registry = open_registry(dsn)
-    migrate_registry(registry)
-    with registry.transaction() as run:
-        apply(registry, run, first.sightings, time.time_ns(), lambda _: {})
-    took = [_take_over(registry, store, first.until_ns + 6 * 10**9) for _ in range(3)]
-    registry.close()
-    (things, read_s, took_s, cpu_s) = min(took, key=lambda one: one[2])
-    limit = things == NODES * GPUS_A_NODE * (1 + SLICES)
-    contexts = "" if limit else " + 14,000 processes"
+def _take_over(sync, written):
+    """Seconds of a round, from asking the store to the commit, and of them on this process's CPU."""
+    written.clear()
+    began, cpu = time.perf_counter(), time.process_time()
+    things = sync.sync()
+    took_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
+    assert things in (NODES * GPUS_A_NODE * (1 + SLICES), NODES * GPUS_A_NODE * (1 + 2 * SLICES)), things
+    assert max(written.values()) == 1, written
+    return took_s, cpu_s
+
+
+def _row(name, took, *, processes):
+    took_s, cpu_s = took
+    what = " + 14,000 processes" if processes else ""
     return Row(
-        name=f"{name}: 2,000 GPUs x 7 slices{contexts} re-reported, one statement a table",
+        name=f"{name}: 2,000 GPUs x 7 slices{what} re-reported, one statement a table",
         ours=f"{took_s:.2f} s",
-        peer=f"{RE_REPORT_S:g} s" if limit else "-",
-        peer_name=f"limit; {read_s:.2f} s reading the store, {cpu_s:.2f} s CPU of this process",
-        ratio=f"{took_s / RE_REPORT_S:.2f}" if limit else "-",
-        target=f"< {RE_REPORT_S:g}" if limit else "-",
-        met=took_s < RE_REPORT_S or not limit,
+        peer="-" if processes else f"{RE_REPORT_S:g} s",
+        peer_name=f"{'' if processes else 'limit; '}{cpu_s:.2f} s on the CPU of this process",
+        ratio="-" if processes else f"{took_s / RE_REPORT_S:.2f}",
+        target="-" if processes else f"< {RE_REPORT_S:g}",
+        met=processes or took_s < RE_REPORT_S,
     )
 
 
-def _take_over(registry, store, after_ns):
-    written = Counter()
-    began, cpu = time.perf_counter(), time.process_time()
-    reports = read_reports(store, after_ns)
-    read_s = time.perf_counter() - began
-    with registry.transaction() as run:
-        apply(registry, _Counted(run, written), reports.sightings, time.time_ns(), lambda _: {})
-    took_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
-    assert max(written.values()) == 1, written
-    assert written["gpu_sightings"] == 1
-    return len(reports.sightings), read_s, took_s, cpu_s
+class _Counting:
+    """A registry that counts the statements that write rows, by table."""
+
+    def __init__(self, registry, written):
+        self._registry = registry
+        self._written = written
+
+    def __getattr__(self, name):
+        return getattr(self._registry, name)
+
+    @contextlib.contextmanager
+    def transaction(self, *, commit=True):
+        with self._registry.transaction(commit=commit) as run:
+            yield _CountedRun(run, self._written)
 
 
-class _Counted:
-    """Counts the statements that write, by table."""
-
+class _CountedRun:
     def __init__(self, run, written):
         self._run = run
         self._written = written
 
     def __call__(self, sql, parameters=()):
-        assert sql.startswith("SELECT"), sql
         return self._run(sql, parameters)
 
     def upsert(self, table, *rest):
@@ -213,11 +226,12 @@ def _one_gpu(database, number, start_s):
 def _day_ms(store, start_s):
     began = time.perf_counter()
     rows = store.query(
-        "SELECT toStartOfMinute(time) AS minute, avg(utilization) AS busy, avg(power_w) AS power_w,"
-        " max(memory_used_bytes) AS memory_used_bytes, max(temperature_c) AS temperature_c,"
+        "SELECT toStartOfMinute(toDateTime(time)) AS minute, avg(utilization) AS busy, avg(power_w) AS power_w,"
+        " max(memory_used_bytes) AS memory_used_bytes, toFloat64(max(temperature_c)) AS temperature_c,"
         f" max(energy_j) - min(energy_j) AS energy_j FROM {store.database}.gpu_metrics"
         " WHERE tenant = 'default' AND hw_id = {gpu:String} AND compute_resource = {gpu:String}"
-        " AND time >= fromUnixTimestamp64Nano({since:Int64}, 'UTC') GROUP BY minute ORDER BY minute",
+        " AND time >= fromUnixTimestamp64Nano({since:Int64}, 'UTC') GROUP BY minute ORDER BY minute"
+        " SETTINGS max_threads = 1",  # too little to share
         {"gpu": "GPU-000000000007", "since": start_s * 10**9},
     )
     assert len(rows) >= 1440

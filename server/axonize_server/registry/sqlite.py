@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["SqliteRegistry"]
 
 _LOCK_WAIT_S = 10.0
+_CACHE_KIB = 65_536
+"""A large fleet's report changes some 20 MB of pages in one transaction."""
 
 
 class SqliteRegistry:
@@ -68,6 +70,7 @@ class SqliteRegistry:
             raise StoreError(f"registry {self.text!r} cannot be opened: {e}") from e
         try:
             connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             connection.execute(f"BEGIN {begin}")
             yield _Run(connection)
             connection.execute(end)
