@@ -77,7 +77,7 @@ def test_doctor_says_that_the_agent_is_inside(place):
 def test_a_jupyter_kernel(place, agent):
     """A real kernel runs cells that record; its interrupts, restarts and threads are its own."""
     if importlib.util.find_spec("ipykernel") is None:
-        pytest.skip("ipykernel (126 MB) is not installed: pip install ipykernel")
+        pytest.skip("ipykernel is not installed: pip install --group hosts")
     cells = [PRELUDE, f"request('kernel-{agent}')", f"request('kernel-{agent}-2')", "assert rec.close(15)"]
     done = subprocess.run(
         [sys.executable, "-c", KERNEL],
