@@ -100,11 +100,14 @@ def request(points, *, node="node-a", agent=None):
     return made
 
 
-def samples(readings, *, node="node-a", time_ns=None):
+def samples(readings, *, node="node-a", time_ns=None, agent=None):
     """One OTLP request of samples: resource attributes → {hw.* metric: value}."""
     made = ExportMetricsServiceRequest()
     resource = made.resource_metrics.add()
-    set_attributes(resource.resource.attributes, {"service.name": "axonize-agent", "host.name": node})
+    set_attributes(
+        resource.resource.attributes,
+        {"service.name": "axonize-agent", "host.name": node, "service.instance.id": agent or f"agent-{node}"},
+    )
     scope = resource.scope_metrics.add()
     for identity, values in readings:
         for name, value in values.items():

@@ -23,7 +23,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from axonize_core.errors import StoreError
-from axonize_server import query, query_gpus
+from axonize_server import query, query_energy, query_gpus
+from axonize_server.registry.layers import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,6 +82,7 @@ def make_app(store: ClickHouseStore, registry: Registry, health: Health, tenant:
         "/api/v1/traces/{trace_id}": handlers.trace,
         "/api/v1/batches": handlers.batches,
         "/api/v1/gpus": handlers.gpus,
+        "/api/v1/energy": handlers.energy,
         "/api/v1/engines": handlers.engines,
         "/api/v1/health": handlers.health,
         "/healthz": handlers.alive,
@@ -148,6 +150,12 @@ class _Handlers:
             )
         )
         return JSONResponse(found)
+
+    async def energy(self, request: Request) -> Response:
+        until_ns = time.time_ns()
+        since_ns = until_ns - int((_Asked(request, "since").since_s("since", "15m") or 1.0) * 10**9)
+        found = await self._ask(query_energy.energies, since_ns=max(0, since_ns), until_ns=until_ns)
+        return JSONResponse({"since": rfc3339(max(0, since_ns)), "until": rfc3339(until_ns), "gpus": found})
 
     async def engines(self, request: Request) -> Response:
         window_s = _Asked(request, "window").since_s("window", "60s") or 1.0

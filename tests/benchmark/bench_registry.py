@@ -211,7 +211,7 @@ def _one_gpu(database, number, start_s):
     power = random.Random(number).uniform(150, 650)
     return f"""
         INSERT INTO {database}.gpu_metrics
-        SELECT 'default', 'GPU-{number:012}', 'GPU-{number:012}',
+        SELECT 'default', 'GPU-{number:012}', 'GPU-{number:012}', '9b0c6f5e-0000-4000-8000-{number // 8:012}',
             fromUnixTimestamp64Nano(toInt64({start_s} + number) * 1000000000 + rand(9) % 3000000, 'UTC'),
             'NVIDIA H100 80GB HBM3', 'measured',
             round(least(1, greatest(0, (sipHash64(intDiv(number, 45), {number}) % 80 + rand(1) % 20) / 100)), 2),
@@ -226,11 +226,13 @@ def _one_gpu(database, number, start_s):
 def _day_ms(store, start_s):
     began = time.perf_counter()
     rows = store.query(
-        "SELECT toStartOfMinute(toDateTime(time)) AS minute, avg(utilization) AS busy, avg(power_w) AS power_w,"
-        " max(memory_used_bytes) AS memory_used_bytes, toFloat64(max(temperature_c)) AS temperature_c,"
-        f" max(energy_j) - min(energy_j) AS energy_j FROM {store.database}.gpu_metrics"
+        "SELECT minute, avg(busy) AS busy, avg(power_w) AS power_w, max(used) AS memory_used_bytes,"
+        " toFloat64(max(temperature_c)) AS temperature_c, max(rise) AS energy_j FROM ("
+        "SELECT toStartOfMinute(toDateTime(time)) AS minute, agent, avg(utilization) AS busy, avg(power_w) AS power_w,"
+        " max(memory_used_bytes) AS used, max(temperature_c) AS temperature_c,"
+        f" max(energy_j) - min(energy_j) AS rise FROM {store.database}.gpu_metrics"
         " WHERE tenant = 'default' AND hw_id = {gpu:String} AND compute_resource = {gpu:String}"
-        " AND time >= fromUnixTimestamp64Nano({since:Int64}, 'UTC') GROUP BY minute ORDER BY minute"
+        " AND time >= fromUnixTimestamp64Nano({since:Int64}, 'UTC') GROUP BY agent, minute) GROUP BY minute ORDER BY minute"
         " SETTINGS max_threads = 1",  # too little to share
         {"gpu": "GPU-000000000007", "since": start_s * 10**9},
     )

@@ -1,6 +1,7 @@
 -- GPU samples anew, in a third of the bytes: to the millisecond, 0.1 W, 1 J, 0.1 °C and a hundredth of busy, as
--- integers or decimals, which compress where floats do not. What was sent stays exact in `metrics`, and the samples
--- there fill the new table, so nothing is lost; running twice merges into the same rows.
+-- integers or decimals, which compress where floats do not. Two agents that see one GPU are two streams, so that their
+-- counters are never mixed. What was sent stays exact in `metrics`, and the samples there fill the new table, so nothing
+-- is lost; running twice merges into the same rows.
 -- statement
 DROP TABLE IF EXISTS {database}.gpu_metrics_mv {on_cluster};
 -- statement
@@ -11,6 +12,7 @@ CREATE TABLE IF NOT EXISTS {database}.gpu_metrics {on_cluster}
     tenant LowCardinality(String) CODEC(ZSTD(1)),
     hw_id LowCardinality(String) CODEC(ZSTD(1)),
     compute_resource LowCardinality(String) CODEC(ZSTD(1)),
+    agent LowCardinality(String) CODEC(ZSTD(1)),
     time DateTime64(3, 'UTC') CODEC(Delta(8), ZSTD(1)),
     hw_name SimpleAggregateFunction(anyLast, LowCardinality(Nullable(String))) CODEC(ZSTD(1)),
     provenance SimpleAggregateFunction(any, LowCardinality(Nullable(String))) CODEC(ZSTD(1)),
@@ -23,7 +25,7 @@ CREATE TABLE IF NOT EXISTS {database}.gpu_metrics {on_cluster}
 )
 ENGINE = {engine:AggregatingMergeTree}
 PARTITION BY toDate(time)
-ORDER BY (tenant, hw_id, compute_resource, time)
+ORDER BY (tenant, hw_id, compute_resource, agent, time)
 TTL toDateTime(time) + INTERVAL {ttl_gpu_metrics_days} DAY
 SETTINGS ttl_only_drop_parts = 1, non_replicated_deduplication_window = {dedup_window};
 -- statement
@@ -32,6 +34,7 @@ SELECT
     tenant,
     hw_id,
     compute_resource,
+    agent,
     time,
     anyLast(name_of) AS hw_name,
     any(provenance_of) AS provenance,
@@ -50,6 +53,7 @@ FROM
         name,
         attrs_string['hw.id'] AS hw_id,
         attrs_string['gpu.compute_resource.id'] AS compute_resource,
+        instance_id AS agent,
         toDateTime64(metrics.time, 3, 'UTC') AS time,
         nullIf(attrs_string['hw.name'], '') AS name_of,
         nullIf(attrs_string['gpu.provenance'], '') AS provenance_of,
@@ -58,13 +62,14 @@ FROM
     FROM {database}.metrics
     WHERE startsWith(name, 'hw.') AND attrs_string['hw.id'] != ''
 )
-GROUP BY tenant, hw_id, compute_resource, time;
+GROUP BY tenant, hw_id, compute_resource, agent, time;
 -- statement
 INSERT INTO {database}.gpu_metrics
 SELECT
     tenant,
     hw_id,
     compute_resource,
+    agent,
     time,
     anyLast(name_of) AS hw_name,
     any(provenance_of) AS provenance,
@@ -83,6 +88,7 @@ FROM
         name,
         attrs_string['hw.id'] AS hw_id,
         attrs_string['gpu.compute_resource.id'] AS compute_resource,
+        instance_id AS agent,
         toDateTime64(metrics.time, 3, 'UTC') AS time,
         nullIf(attrs_string['hw.name'], '') AS name_of,
         nullIf(attrs_string['gpu.provenance'], '') AS provenance_of,
@@ -91,5 +97,5 @@ FROM
     FROM {database}.metrics
     WHERE startsWith(name, 'hw.') AND attrs_string['hw.id'] != ''
 )
-GROUP BY tenant, hw_id, compute_resource, time
+GROUP BY tenant, hw_id, compute_resource, agent, time
 SETTINGS max_partitions_per_insert_block = 0;
