@@ -131,7 +131,9 @@ def migrate_registry(registry: Registry, *, dry_run: bool = False) -> list[Appli
         known = {int(number): (str(name), str(sha)) for number, name, sha in run(_REGISTRY_KNOWN)}
         applied = []
         for migration in pending(load("postgres"), known):
-            done = Applied(migration.number, migration.name, render(migration, {}))
+            done = Applied(
+                migration.number, migration.name, render(migration, {"room_for_updates": registry.room_for_updates})
+            )
             for statement in done.statements:
                 run(statement)
             run(_REGISTRY_RECORD, (migration.number, migration.name, migration.sha256, _now()))

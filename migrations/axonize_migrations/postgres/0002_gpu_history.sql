@@ -1,5 +1,6 @@
 -- The three layers as agents report them. Nothing wrote these tables before, so they are made anew: reports of the
--- layers come in any order, so no layer refers to another by a foreign key, and what is unknown is null.
+-- layers come in any order, so no layer refers to another by a foreign key, and what is unknown is null. Every report
+-- moves last_seen_at, so PostgreSQL's pages have room for the next version of each row and indexes stay as they are.
 -- statement
 DROP TABLE IF EXISTS resource_contexts;
 -- statement
@@ -21,7 +22,7 @@ CREATE TABLE physical_gpus (
     first_seen_at TEXT NOT NULL,
     last_seen_at TEXT NOT NULL,
     gone_at TEXT
-);
+) {room_for_updates};
 -- statement
 -- A slice that is destroyed and made again is a new generation: another row, though its uuid came back.
 CREATE TABLE compute_resources (
@@ -41,7 +42,7 @@ CREATE TABLE compute_resources (
     last_seen_at TEXT NOT NULL,
     gone_at TEXT,
     PRIMARY KEY (uuid, generation)
-);
+) {room_for_updates};
 -- statement
 CREATE INDEX compute_resources_by_gpu ON compute_resources (gpu_uuid, first_seen_at);
 -- statement
@@ -70,7 +71,7 @@ CREATE TABLE resource_contexts (
     valid_to TEXT,
     last_seen_at TEXT NOT NULL,
     PRIMARY KEY (tenant_id, context_id, holding)
-);
+) {room_for_updates};
 -- statement
 CREATE INDEX resource_contexts_by_time ON resource_contexts (tenant_id, valid_to, valid_from);
 -- statement
@@ -80,7 +81,7 @@ CREATE INDEX resource_contexts_by_resource ON resource_contexts (compute_resourc
 CREATE TABLE gpu_sightings (
     thing TEXT NOT NULL PRIMARY KEY,
     document TEXT NOT NULL
-);
+) {room_for_updates};
 -- statement
 CREATE TABLE registry_state (
     name TEXT NOT NULL PRIMARY KEY,

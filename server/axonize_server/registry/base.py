@@ -26,13 +26,15 @@ class Run(Protocol):
 class Registry(Protocol):
     """A small SQL database; any thread may use it.
 
-    Statements are written once for all databases, but for `texts`: what they name differently.
+    Statements are written once for all databases, but for `texts` and `room_for_updates`.
     """
 
     text: str
     """The address as it may be shown: no password is in it."""
     texts: str
     """A table of one column `value`, out of one parameter: a JSON array of strings."""
+    room_for_updates: str
+    """What a CREATE TABLE ends with whose rows are replaced all the time."""
 
     def transaction(self, *, commit: bool = True) -> AbstractContextManager[Run]:
         """Change things, alone: others that change wait. Commits at the end, rolls back on an exception.

@@ -36,6 +36,7 @@ class PostgresRegistry:
     """A pool of connections, made when first used; any thread may use it."""
 
     texts = "json_array_elements_text(%s::json)"
+    room_for_updates = "WITH (fillfactor = 45)"
 
     def __init__(self, dsn: str) -> None:
         """Check the address; nobody is connected to yet.

@@ -26,6 +26,7 @@ class SqliteRegistry:
     """One file; every transaction has a connection of its own, so any thread may use it."""
 
     texts = "json_each(%s)"
+    room_for_updates = ""
 
     def __init__(self, path: Path) -> None:
         """Create the file if need be.

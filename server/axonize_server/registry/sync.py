@@ -163,8 +163,8 @@ def apply(
     points = again(torn) if torn else {}
     documents: list[Row] = []
     rows: dict[str, list[Row]] = {name: [] for name in LAYERS}
-    for thing, seen in new.items():
-        before = known.get(names[thing]) or Sightings()
+    for thing in sorted(new):  # in the order of the keys, which is that of the database's pages
+        seen, before = new[thing], known.get(names[thing]) or Sightings()
         if thing in points:
             before = retold(before, points[thing])
         merged = merge(before, seen)
