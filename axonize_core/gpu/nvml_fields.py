@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["GPU_FIELDS", "OF_THE_GPU_ONLY", "SLICE_FIELDS", "FieldReader"]
 
 _KIB, _MHZ = 1024, 1_000_000
+_ALL_LINKS = 0xFFFFFFFF
+"""As the scope of an NVLink field: the sum over all links (nvml.h); any other number is one link."""
 
 
 def _utilization(handle: Any) -> dict[str, Any]:
@@ -73,8 +75,8 @@ def _ecc_uncorrected(handle: Any) -> dict[str, Any]:
     return {"ecc_uncorrected_errors": pynvml.nvmlDeviceGetTotalEccErrors(handle, kind, since)}
 
 
-def _value(handle: Any, field: int) -> int:
-    (found,) = pynvml.nvmlDeviceGetFieldValues(handle, [field])
+def _value(handle: Any, field: int, scope: int = 0) -> int:
+    (found,) = pynvml.nvmlDeviceGetFieldValues(handle, [(field, scope)])
     if found.nvmlReturn != pynvml.NVML_SUCCESS:
         raise pynvml.NVMLError(found.nvmlReturn)
     wide = found.valueType in (pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG, pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG)
@@ -86,11 +88,11 @@ def _power_instant(handle: Any) -> dict[str, Any]:
 
 
 def _nvlink_transmit(handle: Any) -> dict[str, Any]:
-    return {"nvlink_transmit_bytes": _value(handle, pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX) * _KIB}
+    return {"nvlink_transmit_bytes": _value(handle, pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, _ALL_LINKS) * _KIB}
 
 
 def _nvlink_receive(handle: Any) -> dict[str, Any]:
-    return {"nvlink_receive_bytes": _value(handle, pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX) * _KIB}
+    return {"nvlink_receive_bytes": _value(handle, pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX, _ALL_LINKS) * _KIB}
 
 
 GPU_FIELDS: Fields = (

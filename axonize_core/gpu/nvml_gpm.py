@@ -6,24 +6,33 @@ nothing of a compute instance that shares its GPU instance with others.
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import pynvml
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = ["SliceMonitor"]
+
+SHORTEST_S = 0.15
+"""Between two samples nvml.h wants more than 100 ms; a shorter window is left to the next reading."""
 
 
 class SliceMonitor:
     """GPM's samples of the slices of one machine. Sampler's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._taken: dict[tuple[str, int], float] = {}
         self._supported: dict[str, bool] = {}
         self._samples: dict[tuple[str, int], tuple[Any, Any]] = {}
         self._begun: set[tuple[str, int]] = set()
         self._request: Any = None
 
     def utilization(self, gpu_uuid: str, gpu_handle: Any, gi_id: int) -> dict[str, float]:
-        """Return the busy share of a GPU instance since the last call; nothing on the first.
+        """Return the busy share of a GPU instance since the last reading; nothing on the first, or too soon.
 
         Raises:
             pynvml.NVMLError: NotSupported before Hopper; or the slice is gone.
@@ -35,6 +44,9 @@ class SliceMonitor:
             # Kept before they are used, so that they are freed whatever the first reading gives.
             self._samples[key] = (pynvml.nvmlGpmSampleAlloc(), pynvml.nvmlGpmSampleAlloc())
             self._begun.discard(key)
+        if key in self._begun and self._clock() - self._taken[key] < SHORTEST_S:
+            return {}
+        self._taken[key] = self._clock()
         earlier, later = self._samples[key]
         pynvml.nvmlGpmMigSampleGet(gpu_handle, gi_id, later)
         self._samples[key] = (later, earlier)
@@ -64,6 +76,7 @@ class SliceMonitor:
     def keep(self, slices: set[tuple[str, int]]) -> None:
         """Free the samples of slices that are gone."""
         for key in self._samples.keys() - slices:
+            self._taken.pop(key, None)
             for sample in self._samples.pop(key):
                 pynvml.nvmlGpmSampleFree(sample)
 

@@ -42,6 +42,9 @@ def read_processes(devices: Iterable[Device]) -> dict[str, Running]:
             place = (resource.gpu.uuid, resource.gi_id, resource.ci_id)
             if resource.gpu.uuid in found:
                 found[resource.id] = _running(by_place.get(place, []), mps=False)
+            # Without privileges the driver tells the processes of a slice, but not those of its GPU.
+            elif (running := optional(pynvml.nvmlDeviceGetComputeRunningProcesses, device.handle)) is not None:
+                found[resource.id] = _running(running, mps=False)
             continue
         compute = optional(pynvml.nvmlDeviceGetComputeRunningProcesses, device.handle)
         clients = optional(pynvml.nvmlDeviceGetMPSComputeRunningProcesses, device.handle) or []

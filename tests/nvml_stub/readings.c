@@ -144,6 +144,8 @@ int nvmlDeviceGetFieldValues(device_t device, int count, field_t *fields) {
             case 139: fields[i].result = (unsigned int)get_number(device, "nvlink_rx", &found); break;
             default: fields[i].result = NOT_SUPPORTED;
         }
+        /* The script says what all links carry; any scope but "all" is one link. */
+        if (fields[i].field != 186 && fields[i].scope != 0xFFFFFFFFu) found /= 18;
         fields[i].type = fields[i].field == 186 ? 1 : 3;
         if (fields[i].type == 1) fields[i].value.ui = (unsigned int)found;
         else fields[i].value.ull = (unsigned long long)found;
@@ -161,8 +163,12 @@ static int processes(device_t device, int mps, unsigned int *count, process_t *f
     int error = device_line(device, &line);
     if (error == OK) error = number_of(line, "processes_error", OK);
     unsigned int room = *count, n = 0;
-    for (int i = 0; error == OK && (line = script_find("process", "gpu", device, i)) != NULL; i++) {
+    int slice = error == OK && strcmp(line->kind, "mig") == 0, ignored = OK;
+    int gi = slice ? number_of(line, "gi", -1) : -1, ci = slice ? number_of(line, "ci", -1) : -1;
+    const char *gpu = slice ? interned(line_text(line, "gpu", &ignored)) : device;
+    for (int i = 0; error == OK && (line = script_find("process", "gpu", gpu, i)) != NULL; i++) {
         if (number_of(line, "mps", 0) != mps) continue;
+        if (slice && (number_of(line, "gi", -1) != gi || number_of(line, "ci", -1) != ci)) continue;
         if (n < room && found != NULL) {
             found[n].pid = (unsigned int)number_of(line, "pid", 0);
             found[n].memory = (unsigned long long)value_or(line, "memory", 18446744073709551615.0);

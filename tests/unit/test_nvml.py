@@ -10,6 +10,7 @@ import pytest
 from axonize_core.events import SourceInfo
 from axonize_core.gpu import nvml_reader
 from axonize_core.gpu.nvml import NvmlProvider
+from axonize_core.gpu.nvml_gpm import SHORTEST_S
 from axonize_core.gpu.nvml_reader import refresh_of
 from fix_nvml import MODELS
 
@@ -158,6 +159,8 @@ def test_a_slice_has_its_own_utilisation_where_gpm_is(machine, provider):
     one = provider()
     resources = {r.id: r for r in one.resources()}
     assert one.sample(resources[hopper]).utilization is None
+    assert one.sample(resources[hopper]).utilization is None, "the window is too short for GPM"
+    time.sleep(SHORTEST_S)
     sample = one.sample(resources[hopper])
     assert sample.utilization == 0.625
     assert (sample.power_w, sample.energy_j) == (None, None)
@@ -300,6 +303,18 @@ def test_a_process_is_found_on_its_slice(machine, provider):
     assert one.processes(resources[small]) == ({11}, False)
     assert one.processes(resources[shared]) == ({12}, True)
     assert [p.pid for p in one.sample(resources[small]).processes] == [11]
+
+
+def test_the_unprivileged_ask_the_slice_for_its_processes(machine, provider):
+    """Where a GPU's own list is closed, each slice still tells its own."""
+    gpu = machine.add_gpu(0, processes_error=4)
+    one_slice, other = (machine.add_slice(0, gi, "1g.10gb", gi - 7) for gi in (7, 8))
+    machine.processes += [{"gpu": gpu, "pid": 10 + gi, "memory": 5, "gi": gi, "ci": 0} for gi in (7, 8)]
+    one = provider()
+    resources = {r.id: r for r in one.resources()}
+    assert one.processes(resources[one_slice]) == ({17}, False)
+    assert one.processes(resources[other]) == ({18}, False)
+    assert one.processes(resources[gpu]) == (None, False)
 
 
 def test_processes_that_may_not_be_listed_are_unknown(machine, provider):
