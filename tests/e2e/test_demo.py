@@ -112,10 +112,20 @@ class Terminal:
     def read_until(self, words, within_s=120):
         """Collect what is shown until the words appear, or the process ends."""
         deadline = time.monotonic() + within_s
-        while words not in self.text and time.monotonic() < deadline:
-            if select.select([self._master], [], [], 0.2)[0] and not self._read():
-                break
+        while words not in self.text and time.monotonic() < deadline and self._look():
+            pass
         assert words in self.text, self.text
+
+    def wait(self, within_s=60):
+        """Return the exit code; like a real terminal, this one takes what is written meanwhile."""
+        deadline = time.monotonic() + within_s
+        while self.process.poll() is None and time.monotonic() < deadline:
+            self._look()
+        return self.process.wait(0)
+
+    def _look(self):
+        """Take what is there, at most 0.2 s long; False when nobody writes any more."""
+        return not select.select([self._master], [], [], 0.2)[0] or self._read()
 
     def _read(self):
         try:
@@ -132,7 +142,7 @@ class Terminal:
         """End whatever is left."""
         if self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(150)
+            self.wait()
         os.close(self._master)
 
 
@@ -159,7 +169,7 @@ def test_the_collector_stays_until_ctrl_c(environment, terminal):
     (api,) = set(re.findall(r"its API on (http://127\.0\.0\.1:\d+)", demo.text))
     assert _axonize(environment, "requests", "--status", "error", "--api", api).stdout.startswith("1 request")
     demo.interrupt()
-    assert demo.process.wait(150) == 0
+    assert demo.wait() == 0
     assert _children_left(environment) == []
 
 
@@ -170,7 +180,7 @@ def test_ended_half_way_it_leaves_nothing(environment, terminal, how):
     demo = terminal("--requests", "300")
     demo.read_until("serving it")
     demo.interrupt() if how == signal.SIGINT else demo.process.send_signal(how)
-    assert demo.process.wait(150) != 0
+    assert demo.wait() != 0
     assert _children_left(environment) == []
     assert list(Path(environment["TMPDIR"]).glob("axonize-demo-*")) == []
 
