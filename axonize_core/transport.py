@@ -107,10 +107,10 @@ def _above_stdio(connection: socket.socket) -> socket.socket:
 def hello(recorder: Recorder, settings: Settings) -> Hello:
     """Return what this process tells its agent about itself."""
     resource = {
+        "host.name": socket.gethostname(),
         **process_identity(),
         **settings.resource,
         "service.instance.id": recorder.instance_id,
-        "host.name": socket.gethostname(),
         "process.pid": str(recorder.pid),
     }
     if settings.service_name:

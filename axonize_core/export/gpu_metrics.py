@@ -26,6 +26,8 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from axonize_core import __version__
 from axonize_core import attributes as names
 from axonize_core.events import GpuInfo, GpuSample
+from axonize_core.gpu.process import process_identity
+from axonize_core.settings import get_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -83,11 +85,17 @@ def gpu_metrics(items: Sequence[GpuSample | GpuInfo]) -> MetricsData:
 
 @lru_cache(maxsize=1)
 def _resource() -> Resource:
-    """Return who says it: one id per agent, since two agents may see the same GPU."""
+    """Return who says it, and on which machine: one id per agent, since two agents may see the same GPU.
+
+    In a pod the host's name is the pod's: the node's comes from the downward API, or from OTEL_RESOURCE_ATTRIBUTES.
+    """
+    said = {**process_identity(), **get_settings().resource}
+    machine = {name: said[name] for name in ("host.name", "host.id", "k8s.node.name") if said.get(name)}
     return Resource(
         {
-            "service.name": "axonize-agent",
             "host.name": socket.gethostname(),
+            **machine,
+            "service.name": "axonize-agent",
             "service.instance.id": str(uuid.uuid4()),
             "service.version": __version__,
         }

@@ -6,11 +6,13 @@ import msgspec
 import pytest
 
 from axonize_core.events import GpuSample, SourceInfo
+from axonize_core.export import gpu_metrics as exporting
 from axonize_core.export.gpu_metrics import gpu_metrics
 from axonize_core.gpu.contexts import Context, Contexts, sharing
 from axonize_core.gpu.identity import ComputeResource, PhysicalGpu
 from axonize_core.gpu.infos import CONTEXT_INFO, GPU_INFO, REPEAT_NS, RESOURCE_INFO, Announcer
 from axonize_core.gpu.sampler import Sampler
+from axonize_core.settings import Settings
 from axonize_core.testing import FakeClock
 
 GPU = PhysicalGpu("GPU-1", "H100", 80, "570.1", "Hopper", "00000000:01:00.0", "NVIDIA", True)
@@ -207,3 +209,13 @@ def test_infos_and_every_field_become_metrics():
     assert metrics["hw.gpu.io"].data.data_points[0].attributes["network.io.direction"] == "receive"
     assert metrics[RESOURCE_INFO].data.data_points[0].value == 1
     assert CONTEXT_INFO not in metrics
+
+
+def test_the_agent_says_which_machine_it_is_on(monkeypatch):
+    """In a pod the host's name is the pod's: node and host come from the environment; the service stays the agent."""
+    monkeypatch.setenv("NODE_NAME", "node-7")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "host.name=rack-3,service.name=chat,container.id=c1")
+    monkeypatch.setattr(exporting, "get_settings", Settings.from_env)
+    said = exporting._resource.__wrapped__().attributes
+    assert (said["host.name"], said["k8s.node.name"], said["service.name"]) == ("rack-3", "node-7", "axonize-agent")
+    assert "container.id" not in said
