@@ -226,13 +226,11 @@ def _one_gpu(database, number, start_s):
 def _day_ms(store, start_s):
     began = time.perf_counter()
     rows = store.query(
-        "SELECT minute, avg(busy) AS busy, avg(power_w) AS power_w, max(used) AS memory_used_bytes,"
-        " toFloat64(max(temperature_c)) AS temperature_c, max(rise) AS energy_j FROM ("
-        "SELECT toStartOfMinute(toDateTime(time)) AS minute, agent, avg(utilization) AS busy, avg(power_w) AS power_w,"
-        " max(memory_used_bytes) AS used, max(temperature_c) AS temperature_c,"
-        f" max(energy_j) - min(energy_j) AS rise FROM {store.database}.gpu_metrics"
+        "SELECT agent, toStartOfMinute(toDateTime(time)) AS minute, avg(utilization) AS busy, avg(power_w) AS power_w,"
+        " max(memory_used_bytes) AS memory_used_bytes, toFloat64(max(temperature_c)) AS temperature_c,"
+        f" max(energy_j) - min(energy_j) AS energy_j FROM {store.database}.gpu_metrics"
         " WHERE tenant = 'default' AND hw_id = {gpu:String} AND compute_resource = {gpu:String}"
-        " AND time >= fromUnixTimestamp64Nano({since:Int64}, 'UTC') GROUP BY agent, minute) GROUP BY minute ORDER BY minute"
+        " AND time >= fromUnixTimestamp64Nano({since:Int64}, 'UTC') GROUP BY agent, minute ORDER BY minute"
         " SETTINGS max_threads = 1",  # too little to share
         {"gpu": "GPU-000000000007", "since": start_s * 10**9},
     )
