@@ -19,7 +19,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-AXONIZE = [sys.executable, "-c", "from axonize_core.cli import main; main()"]
+MAIN = "from axonize_core.cli import main; main()"
+AXONIZE = [sys.executable, "-c", MAIN]
+# Who runs the tests in the background passes on that Ctrl-C is ignored; on a terminal it is not.
+HEAR = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+ON_A_TERMINAL = [sys.executable, "-c", f"{HEAR}; {MAIN}"]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +103,7 @@ class Terminal:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 50, 100, 0, 0))
         self.process = subprocess.Popen(
-            [*AXONIZE, "demo", *arguments],
+            [*ON_A_TERMINAL, "demo", *arguments],
             stdin=slave,
             stdout=slave,
             stderr=slave,
