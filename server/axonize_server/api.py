@@ -82,6 +82,7 @@ def make_app(store: ClickHouseStore, registry: Registry, health: Health, tenant:
         "/api/v1/traces/{trace_id}": handlers.trace,
         "/api/v1/batches": handlers.batches,
         "/api/v1/gpus": handlers.gpus,
+        "/api/v1/gpus/minutes": handlers.gpu_minutes,
         "/api/v1/energy": handlers.energy,
         "/api/v1/engines": handlers.engines,
         "/api/v1/health": handlers.health,
@@ -150,6 +151,15 @@ class _Handlers:
             )
         )
         return JSONResponse(found)
+
+    async def gpu_minutes(self, request: Request) -> Response:
+        asked = _Asked(request, "compute_resource", "since")
+        resource = asked.text("compute_resource")
+        if not resource:
+            raise HTTPException(400, "compute_resource is missing: the uuid of a GPU or slice, see /api/v1/gpus")
+        since_ns = max(0, time.time_ns() - int((asked.since_s("since", "24h") or 1.0) * 10**9))
+        found = await self._ask(query_gpus.minutes, compute_resource=resource, since_ns=since_ns)
+        return JSONResponse({"compute_resource": resource, "minutes": found})
 
     async def energy(self, request: Request) -> Response:
         until_ns = time.time_ns()

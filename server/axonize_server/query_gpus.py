@@ -204,6 +204,25 @@ def _value(field: str) -> str:
     return newest if field.endswith("_bytes") else f"toFloat64({newest})"
 
 
+def minutes(store: ClickHouseStore, *, tenant: str, compute_resource: str, since_ns: int) -> list[Row]:
+    """Give a resource's readings by minute, oldest first: the mean of utilization (0 to 1) and power (W), and maxima.
+
+    The first minute is the one that holds `since_ns` (epoch).
+    """
+    return store.query(
+        "SELECT concat(replaceOne(toString(m.minute), ' ', 'T'), 'Z') AS minute,"
+        " avgMerge(m.utilization) AS utilization, toFloat64(max(m.utilization_max)) AS utilization_max,"
+        " avgMerge(m.power_w) AS power_w, toFloat64(max(m.power_w_max)) AS power_w_max,"
+        " max(m.memory_used_bytes_max) AS memory_used_bytes_max,"
+        " toFloat64(max(m.temperature_c_max)) AS temperature_c_max, any(m.provenance) AS provenance"
+        f" FROM {store.database}.gpu_metrics_1m AS m"
+        " WHERE m.tenant = {tenant:String} AND m.compute_resource = {resource:String}"
+        " AND m.minute >= toStartOfMinute(fromUnixTimestamp64Nano({since:Int64}, 'UTC'))"
+        " GROUP BY m.minute ORDER BY m.minute",
+        {"tenant": tenant, "resource": compute_resource, "since": since_ns},
+    )
+
+
 def engines(store: ClickHouseStore, *, tenant: str, window_s: float) -> list[Row]:
     """Give what each serving process and model did per second, over the last `window_s` seconds.
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from bench_table import Row
 
 from axonize_server.migrate import migrate_registry, migrate_store
+from axonize_server.query_gpus import minutes
 from axonize_server.registry.address import open_registry
 from axonize_server.registry.sync import RegistrySync
 from axonize_server.settings import Settings
@@ -175,7 +176,8 @@ def _samples(store):
     start_s = int(time.time()) - SAMPLES
     for number in range(SAMPLED_GPUS):
         store.command(_one_gpu(store.database, number, start_s))
-    store.command(f"OPTIMIZE TABLE {store.database}.gpu_metrics FINAL")
+    for table in ("gpu_metrics", "gpu_metrics_1m"):
+        store.command(f"OPTIMIZE TABLE {store.database}.{table} FINAL")
     size = store.query(
         "SELECT sum(bytes_on_disk) AS bytes, sum(rows) AS n FROM system.parts"
         " WHERE database = {d:String} AND table = 'gpu_metrics' AND active",
@@ -225,14 +227,6 @@ def _one_gpu(database, number, start_s):
 
 def _day_ms(store, start_s):
     began = time.perf_counter()
-    rows = store.query(
-        "SELECT agent, toStartOfMinute(toDateTime(time)) AS minute, avg(utilization) AS busy, avg(power_w) AS power_w,"
-        " max(memory_used_bytes) AS memory_used_bytes, toFloat64(max(temperature_c)) AS temperature_c,"
-        f" max(energy_j) - min(energy_j) AS energy_j FROM {store.database}.gpu_metrics"
-        " WHERE tenant = 'default' AND hw_id = {gpu:String} AND compute_resource = {gpu:String}"
-        " AND time >= fromUnixTimestamp64Nano({since:Int64}, 'UTC') GROUP BY agent, minute ORDER BY minute"
-        " SETTINGS max_threads = 1",  # too little to share
-        {"gpu": "GPU-000000000007", "since": start_s * 10**9},
-    )
+    rows = minutes(store, tenant="default", compute_resource="GPU-000000000007", since_ns=start_s * 10**9)
     assert len(rows) >= 1440
     return (time.perf_counter() - began) * 1000

@@ -14,7 +14,16 @@ from axonize_server.registry.address import open_registry
 from axonize_server.settings import Settings
 
 ARCHITECTURE = Path(__file__).parents[2] / "ARCHITECTURE.md"
-STORE_TABLES = {"spans", "batches", "traces", "requests_1m", "metrics", "gpu_metrics", "gpu_inventory"}
+STORE_TABLES = {
+    "spans",
+    "batches",
+    "traces",
+    "requests_1m",
+    "metrics",
+    "gpu_metrics",
+    "gpu_metrics_1m",
+    "gpu_inventory",
+}
 REGISTRY_TABLES = {
     "physical_gpus",
     "compute_resources",
@@ -95,7 +104,7 @@ def test_the_days_of_the_settings_are_used(empty_store, tmp_path):
         " WHERE database = {d:String} AND engine LIKE '%MergeTree' AND name != 'schema_migrations'",
         {"d": empty_store.database},
     )
-    days["requests_1m"] = days.pop("rollups")
+    days["requests_1m"] = days["gpu_metrics_1m"] = days.pop("rollups")
     days["gpu_inventory"] = days["spans"]
     assert {row["name"]: int(row["days"]) for row in rows} == days
 
@@ -143,4 +152,4 @@ def test_a_stopped_migration_goes_on(empty_store, settings, monkeypatch):
         patch.setattr(migrate, "load", lambda _: broken)
         with pytest.raises(StoreError, match="SYNTAX_ERROR"):
             migrate_store(empty_store, settings)
-    assert [done.number for done in migrate_store(empty_store, settings)] == [3, 4, 5, 6, 7, 8]
+    assert [done.number for done in migrate_store(empty_store, settings)] == [3, 4, 5, 6, 7, 8, 9]
