@@ -103,7 +103,7 @@ class Recorder:
         if 0 < events <= MANY_EVENTS and len(self._queue) * MANY_EVENTS < self.capacity:
             self.emit(_MANY, events, (kind, tuple(handles), None if payloads is None else tuple(payloads)))
         else:
-            for handle, payload in zip(handles, payloads or itertools.repeat(0), strict=False):
+            for handle, payload in zip(handles, itertools.repeat(0) if payloads is None else payloads, strict=False):
                 self.emit(kind, handle, payload)
 
     def _reset(self) -> None:

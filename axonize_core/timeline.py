@@ -118,7 +118,8 @@ class Timeline:
 
     def _many(self, _: int, payload: Any, t_ns: int, events: Events) -> None:
         kind, handles, payloads = payload
-        for handle, one in zip(handles, payloads or repeat(0), strict=False):
+        # Handles and payloads that do not match are counted as one orphan, after those that do.
+        for handle, one in zip(handles, repeat(0, len(handles)) if payloads is None else payloads, strict=True):
             self._take(kind, handle, one, t_ns, events)
 
     def close(self, error: str | None) -> Events:

@@ -61,6 +61,8 @@ def test_many_events_are_as_those_events_one_by_one():
     assert engine.timeline.orphan_records == 1, "the one that could not be read spoils no other"
     engine.frame((Kind.MANY, 2, [99, [1, 2], None], 2100), (Kind.MANY, 1, [6], 2200), mono_ns=2300)
     assert (engine.timeline.unknown_records, engine.timeline.orphan_records) == (2, 2)
+    engine.frame((Kind.MANY, 3, [99, [1, 2, 3], [0]], 2400), mono_ns=2500)
+    assert (engine.timeline.unknown_records, engine.timeline.orphan_records) == (3, 3), "a payload each, or it is said"
 
 
 def test_a_request_has_queue_prefill_decode_that_add_up():
