@@ -25,6 +25,23 @@ MODELS = {
     "H100": ("NVIDIA H100 80GB HBM3", 9, 16896, 80, {"1g.10gb": (16, 1, 9.75), "1g.20gb": (26, 2, 19.5), "2g.20gb": (32, 2, 19.5), "3g.40gb": (60, 4, 39.25), "4g.40gb": (64, 4, 39.25), "7g.80gb": (132, 8, 79)}),
     "T4": ("Tesla T4", 6, 2560, 16, {}),
 }  # fmt: skip
+ENGINE = """
+import sys
+from axonize_core.frames import Kind
+from axonize_core.recorder import get_recorder
+rec = get_recorder()
+src = rec.source("vllm", "", "tiny", "hf", ("cuda", 0, None))
+for line in sys.stdin:
+    seq, run, times = rec.next_handle(), rec.next_handle(), []
+    rec.emit(Kind.REQUEST, seq, (src, rec.clock(), line.strip(), None, "chat", 3, None))
+    rec.emit(Kind.RUN, run, (src, (seq,), (3,), "generate", times))
+    times += [rec.clock(), rec.clock(), -rec.clock()]
+    rec.emit(Kind.RUN_END, run, (2, None))
+    rec.emit(Kind.REQUEST_END, seq, ("length", 3, 2, None, None))
+    assert rec.flush(30)
+    print(rec.instance_id, flush=True)
+"""
+"""A process that says cuda:0 and serves a request for each line it is given."""
 
 
 def gpu_uuid(number: int) -> str:

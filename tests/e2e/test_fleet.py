@@ -13,25 +13,9 @@ from typing import NamedTuple
 import pytest
 
 from axonize_server.local import LocalCollector, free_port
-from fix_nvml import Machine
+from fix_nvml import ENGINE, Machine
 
 MAIN = "from axonize_core.cli import main; main()"
-ENGINE = """
-import sys
-from axonize_core.frames import Kind
-from axonize_core.recorder import get_recorder
-rec = get_recorder()
-src = rec.source("vllm", "", "tiny", "hf", ("cuda", 0, None))
-for line in sys.stdin:
-    seq, run, times = rec.next_handle(), rec.next_handle(), []
-    rec.emit(Kind.REQUEST, seq, (src, rec.clock(), line.strip(), None, "chat", 3, None))
-    rec.emit(Kind.RUN, run, (src, (seq,), (3,), "generate", times))
-    times += [rec.clock(), rec.clock(), -rec.clock()]
-    rec.emit(Kind.RUN_END, run, (2, None))
-    rec.emit(Kind.REQUEST_END, seq, ("length", 3, 2, None, None))
-    assert rec.flush(30)
-    print(rec.instance_id, flush=True)
-"""
 
 
 class Node:
