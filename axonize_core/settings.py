@@ -22,7 +22,7 @@ from axonize_core.runtime_dir import choose_runtime_dir
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["SETTINGS", "Setting", "Settings", "get_settings", "settings_markdown", "wanted_plugins"]
+__all__ = ["SETTINGS", "Setting", "Settings", "get_settings", "is_asked_for", "settings_markdown", "wanted_plugins"]
 
 
 class Setting(NamedTuple):
@@ -52,7 +52,8 @@ SETTINGS: tuple[Setting, ...] = (
         "AXONIZE_ENABLED",
         "",
         "",
-        "`true` lets what activates itself do so under ENVIRONMENT=test or development",
+        "`true` switches on what is off until asked for (vLLM's plugin, as `--plugin axonize` does), and lets what "
+        "activates itself do so under ENVIRONMENT=test or development",
     ),
     Setting(
         "ENVIRONMENT",
@@ -124,6 +125,12 @@ SETTINGS: tuple[Setting, ...] = (
         "",
         "`true` times the steps of transformers' generate on the GPU too, by CUDA events; some us a step",
     ),
+    Setting(
+        "AXONIZE_VLLM_DEVICE_TIME",
+        "false",
+        "",
+        "`true` times the steps of vLLM on the GPU too, by CUDA events; some us a step",
+    ),
     Setting("OTEL_SERVICE_NAME", "unknown_service:<engine>", "", "service.name of the spans"),
     Setting("OTEL_RESOURCE_ATTRIBUTES", "", "key=value,…", "more resource attributes, percent-encoded"),
     Setting("OTEL_TRACES_EXPORTER", "otlp", "", "`none` keeps spans in the agent, for its plugins only"),
@@ -166,6 +173,7 @@ class Settings:
     gpu_provider: str = "auto"
     gpu_interval_ms: int = 1000
     hf_device_time: bool = False
+    vllm_device_time: bool = False
     service_name: str = ""
     resource: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str = ""
@@ -198,6 +206,7 @@ class Settings:
             gpu_provider=_choice(env, "AXONIZE_GPU_PROVIDER", ("auto", "nvml", "simulated", "none")),
             gpu_interval_ms=_integer(env, "AXONIZE_GPU_INTERVAL_MS", 1000, 100),
             hf_device_time=_flag(env, "AXONIZE_HF_DEVICE_TIME"),
+            vllm_device_time=_flag(env, "AXONIZE_VLLM_DEVICE_TIME"),
             service_name=_text(env.get("OTEL_SERVICE_NAME", "")) or resource.get("service.name", ""),
             resource=resource,
             fingerprint=_fingerprint(env),
@@ -208,6 +217,18 @@ class Settings:
 def get_settings() -> Settings:
     """Return the settings of this process, read from the environment on the first call."""
     return Settings.from_env()
+
+
+def is_asked_for(env: Mapping[str, str] | None = None) -> bool:
+    """Say whether AXONIZE_ENABLED switches on what is off until asked for, and no other switch turns everything off.
+
+    Reads the environment anew each time: a command line may set it for this process and its children.
+
+    Raises:
+        ConfigurationError: one of the switches is neither true nor false.
+    """
+    env = os.environ if env is None else env
+    return _flag(env, "AXONIZE_ENABLED") and not _disabled_by(env)
 
 
 def _flag(env: Mapping[str, str], name: str) -> bool:
