@@ -45,6 +45,7 @@ def cli() -> None:
     \b
     First steps:
       axonize demo                 see it work on this machine
+      axonize run -- vllm serve M  serve a model, recorded
       axonize collector            receive spans and answer questions
       axonize requests             the latest requests
       axonize doctor               what is installed, connected, dropped and refused
@@ -79,6 +80,34 @@ def agent(socket: Path) -> None:
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     run(socket.absolute(), Settings.from_env(), shared=False)
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_context
+def run(context: click.Context, command: tuple[str, ...]) -> None:
+    """Run a command with Axonize switched on in the engines it starts.
+
+    For engines that load Axonize by themselves, such as vLLM: sets AXONIZE_ENABLED=1, adds axonize to VLLM_PLUGINS
+    where that is set, and becomes the command: pid, signals and exit code are the command's own.
+
+    \b
+    Examples:
+      axonize run -- vllm serve Qwen/Qwen3-0.6B --port 8000
+      axonize run -- python offline.py    with vllm.LLM(...) in it
+    """  # noqa: D301 - click wants the control character itself
+    from axonize_core.run_command import CommandError, asking_environment, replace_process  # noqa: PLC0415 - only here
+
+    asking, said = asking_environment(os.environ)
+    if switch := Settings.from_env().disabled_by:
+        said.append(f"everything is switched off, by {switch}: nothing will be recorded")
+    for line in said:
+        click.echo(f"axonize: {line}", err=True)
+    try:
+        replace_process(command, asking)
+    except CommandError as e:
+        click.echo(f"axonize: {e}", err=True)
+        context.exit(e.exit_code)
 
 
 @cli.command()

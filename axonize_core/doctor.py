@@ -83,7 +83,9 @@ def _installation() -> Iterator[Finding]:
         level = "ok" if version else "problem"
         yield Finding("installation", level, f"{package} {version or 'is missing: pip install axonize'}")
     for entry in metadata.entry_points(group="axonize.integrations"):
-        yield _integration(entry.load())
+        supported = entry.load()
+        yield _integration(supported)
+        yield from _hindrances(supported)
 
 
 def _integration(supported: Any) -> Finding:
@@ -96,8 +98,17 @@ def _integration(supported: Any) -> Finding:
         later = ", ".join(supported.added_later(version))
         more = f"; newer versions add {later}" if later else ""
         return Finding("integrations", "ok", f"{supported.ENGINE} {version} is supported ({known}){more}")
+    if hasattr(supported, "missing"):
+        text = f"{supported.ENGINE} {version} was not tested ({known} is): what it has in the same places is recorded"
+        return Finding("integrations", "note", text)
     text = f"{supported.ENGINE} {version} is not supported ({known} is): nothing of it is recorded; upgrade axonize"
     return Finding("integrations", "problem", text)
+
+
+def _hindrances(supported: Any) -> Iterator[Finding]:
+    """Say what in the environment keeps an installed framework from being recorded, where its integration knows."""
+    if hasattr(supported, "hindrances") and _version(supported.ENGINE) is not None:
+        yield from (Finding("integrations", "problem", text) for text in supported.hindrances(os.environ))
 
 
 def _switches(settings: Settings) -> Iterator[Finding]:
@@ -194,6 +205,7 @@ def _agent(path: Path) -> Iterator[Finding]:
         return
     text = f"pid {facts['pid']}, {facts['processes_live']} processes, {facts['requests_live']} live requests"
     yield Finding("agent", "ok", text, facts)
+    yield from (_engine(engine) for engine in facts.get("engines", ()))
     counts = dict(facts["counts"])
     for own in facts["facts"].values():
         counts.update({k: v for k, v in own.items() if isinstance(v, int)})
@@ -206,6 +218,16 @@ def _agent(path: Path) -> Iterator[Finding]:
         yield Finding("agent", "problem", f"failures in {where}: {count}")
     for name, reason in facts["disabled"].items():
         yield Finding("agent", "problem", f"plugin {name} is disabled: {reason}")
+
+
+def _engine(facts: Mapping[str, str]) -> Finding:
+    """Say what is recorded of a live engine, from the attributes of its source and its ``engine`` and ``model``."""
+    on = facts["ai.capabilities"].split(",")
+    name = " ".join(part for part in (facts["engine"], facts.get("ai.engine.version", ""), facts["model"]) if part)
+    text = f"{name} ({facts.get('ai.engine.id', '')}): {', '.join(on)}"
+    if "stat_logger" in on:
+        return Finding("engines", "problem", f"{text}; steps and members are not: its log says why", facts)
+    return Finding("engines", "ok", text, facts)
 
 
 def agent_status(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 __all__ = [
     "CAPABILITIES",
@@ -22,6 +22,7 @@ __all__ = [
     "Point",
     "added_later",
     "has",
+    "hindrances",
     "is_supported",
     "missing",
 ]
@@ -243,6 +244,15 @@ def added_later(version: str) -> list[str]:
     found = _parsed(version)
     later = [c for c in CAPABILITIES if found is not None and found < c.since]
     return [f"{c.meaning} ({c.since[0]}.{c.since[1]})" for c in later]
+
+
+def hindrances(env: Mapping[str, str]) -> list[str]:
+    """Say what in the environment keeps vLLM from loading this plugin, and what to do, for ``axonize doctor``."""
+    allowed = env.get("VLLM_PLUGINS")
+    if allowed is None or "axonize" in allowed.split(","):
+        return []
+    what = "vLLM does not load axonize, and takes --plugin for an unknown argument"
+    return [f"VLLM_PLUGINS={allowed!r}: {what}; add axonize to it, or use axonize run -- vllm serve …"]
 
 
 def missing(capability: str) -> str | None:
