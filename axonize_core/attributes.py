@@ -43,6 +43,18 @@ INCOMPLETE = "ai.incomplete"
 ADAPTERS = "ai.adapters"
 DRAFTED_TOKENS = "ai.speculative.drafted_tokens"
 ACCEPTED_TOKENS = "ai.speculative.accepted_tokens"
+CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"
+PREEMPTIONS = "ai.preemptions"
+RECOMPUTED_TOKENS = "ai.recomputed_tokens"
+DISCARDED_TOKENS = "ai.discarded_tokens"
+FINISH_REASON_SOURCE = "ai.finish_reason.provenance"
+FRONTEND_TTFT_S = "ai.frontend.time_to_first_token"
+FRONTEND_E2E_S = "ai.frontend.e2e"
+FRONTEND_INSTANCE = "ai.frontend.instance.id"
+CHOICE_INDEX = "ai.request.choice.index"
+KV_CACHE_BLOCKS = "ai.kv_cache.blocks"
+CHUNK_STEP = "ai.prefill.chunk.batch_seq"
+CHUNK_TOKENS = "ai.prefill.chunk.tokens"
 STEPS = "ai.steps"
 DEVICE_TIME_MS = "ai.device_time_ms"
 DEVICE_TIME_SOURCE = "ai.device_time.provenance"
@@ -53,6 +65,12 @@ BATCH_SEQ = "ai.batch.seq"
 BATCH_SIZE = "ai.batch.size"
 BATCH_PREFILL_TOKENS = "ai.batch.prefill_tokens"
 BATCH_DECODE_TOKENS = "ai.batch.decode_tokens"
+BATCH_SCHEDULE_MS = "ai.batch.schedule_ms"
+BATCH_EXECUTE_MS = "ai.batch.execute_ms"
+BATCH_UPDATE_MS = "ai.batch.update_ms"
+BATCH_RUNNING = "ai.batch.running"
+BATCH_WAITING = "ai.batch.waiting"
+BATCH_KV_CACHE_USAGE = "ai.batch.kv_cache.usage"
 MEMBER_REQUEST_SEQ = "ai.batch.member.request_seq"
 MEMBER_PREFILL_TOKENS = "ai.batch.member.prefill_tokens"
 MEMBER_DECODE_TOKENS = "ai.batch.member.decode_tokens"
@@ -69,7 +87,7 @@ GPU_POWER_W = "gpu.power.mean_w"
 GPU_POWER_PROVENANCE = "gpu.power.provenance"
 
 ATTRIBUTES: tuple[Attribute, ...] = (
-    Attribute(PHASE, "string", "", "all", "request, queue, prefill, decode or batch"),
+    Attribute(PHASE, "string", "", "all", "request, queue, prefill, decode, preempted or batch"),
     Attribute(ENGINE, "string", "", "resource", "transformers, vllm, triton"),
     Attribute(MODEL, "string", "", "resource, request", "the model's name or path"),
     Attribute(PROVIDER, "string", "", "request", "who provides the model"),
@@ -83,11 +101,27 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(LATENCY_E2E_S, "double", "s", "request", "arrival to the end"),
     Attribute(LATENCY_TPOT_S, "double", "s", "request", "(last - first token) / (tokens - 1)"),
     Attribute(REQUEST_ID, "string", "", "request", "the caller's id; clients reuse them, so never a key"),
-    Attribute(REQUEST_SEQ, "int", "", "request, queue, prefill, decode", "unique within service.instance.id"),
+    Attribute(
+        REQUEST_SEQ, "int", "", "request, queue, prefill, decode, preempted", "unique within service.instance.id"
+    ),
     Attribute(INCOMPLETE, "bool", "", "all", "records were lost; durations may be too short"),
     Attribute(ADAPTERS, "string[]", "", "request", "the adapters (LoRA …) that answered"),
     Attribute(DRAFTED_TOKENS, "int", "{token}", "request", "tokens an assistant proposed in speculative decoding"),
     Attribute(ACCEPTED_TOKENS, "int", "{token}", "request", "output tokens that were such proposals"),
+    Attribute(CACHED_TOKENS, "int", "{token}", "request, prefill", "prompt tokens that a cache had"),
+    Attribute(PREEMPTIONS, "int", "", "request", "times it was taken out of the batch to make room"),
+    Attribute(RECOMPUTED_TOKENS, "int", "{token}", "prefill", "tokens computed again after it was preempted"),
+    Attribute(DISCARDED_TOKENS, "int", "{token}", "request", "computed, but not given to the caller"),
+    Attribute(
+        FINISH_REASON_SOURCE, "string", "", "request", "frontend where it, not the engine, gave the finish reason"
+    ),
+    Attribute(FRONTEND_TTFT_S, "double", "s", "request", "arrival to the first token, at the engine's front end"),
+    Attribute(FRONTEND_E2E_S, "double", "s", "request", "arrival to the end, at the engine's front end"),
+    Attribute(FRONTEND_INSTANCE, "string", "", "request", "service.instance.id of that front end"),
+    Attribute(CHOICE_INDEX, "int", "", "request", "which of several answers to one call, from 0"),
+    Attribute(KV_CACHE_BLOCKS, "int", "{block}", "request", "blocks that its tokens fill in the KV cache"),
+    Attribute(CHUNK_STEP, "bytes", "u64 LE each", "prefill", "steps (ai.batch.seq) that computed the prompt"),
+    Attribute(CHUNK_TOKENS, "bytes", "u32 LE each", "prefill", "tokens each of these computed"),
     Attribute(STEPS, "int", "{step}", "prefill, decode", "engine steps of the phase"),
     Attribute(
         DEVICE_TIME_MS, "double", "ms", "prefill, decode, batch", "by the device's own clock, idle gaps included"
@@ -100,6 +134,12 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(BATCH_SIZE, "int", "{request}", "batch", "members of the step"),
     Attribute(BATCH_PREFILL_TOKENS, "int", "{token}", "batch", "prompt tokens computed in the step"),
     Attribute(BATCH_DECODE_TOKENS, "int", "{token}", "batch", "tokens decoded in the step"),
+    Attribute(BATCH_SCHEDULE_MS, "double", "ms", "batch", "choosing the members"),
+    Attribute(BATCH_EXECUTE_MS, "double", "ms", "batch", "until the model's output was there"),
+    Attribute(BATCH_UPDATE_MS, "double", "ms", "batch", "taking the output over"),
+    Attribute(BATCH_RUNNING, "int", "{request}", "batch", "requests in the batch after the step"),
+    Attribute(BATCH_WAITING, "int", "{request}", "batch", "requests that wait after the step"),
+    Attribute(BATCH_KV_CACHE_USAGE, "double", "1", "batch", "share of the KV cache's blocks in use after the step"),
     Attribute(MEMBER_REQUEST_SEQ, "bytes", "u64 LE each", "batch", "the members' ai.request.seq"),
     Attribute(MEMBER_PREFILL_TOKENS, "bytes", "u32 LE each", "batch", "prompt tokens computed, by member"),
     Attribute(MEMBER_DECODE_TOKENS, "bytes", "u32 LE each", "batch", "tokens decoded, by member"),

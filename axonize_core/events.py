@@ -65,10 +65,22 @@ class RequestEvent(msgspec.Struct, frozen=True, gc=False):
     error: str | None = None
     incomplete: bool = False
     attributes: tuple[tuple[str, Any], ...] = ()
+    cached_tokens: int | None = None
+    """Prompt tokens whose keys and values a cache had."""
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
+    preemptions: tuple[tuple[int, int], ...] = ()
+    """Start (epoch) and duration of each time it was taken out of the batch and lost its keys and values."""
+    engine_id: str | None = None
+    """What the engine's own processes call it."""
 
 
 class PrefillEvent(msgspec.Struct, frozen=True, gc=False):
-    """The prompt of a request was computed: first step until the first token was visible."""
+    """The prompt of a request was computed: first step until the first token was visible.
+
+    A request that was preempted has another one for what is computed again (``recomputed_tokens``, prompt and answer).
+    ``chunks`` are the steps (``BatchEvent.seq``) that worked on it, each with its number of tokens.
+    """
 
     source: SourceInfo
     ref: RequestRef
@@ -78,10 +90,16 @@ class PrefillEvent(msgspec.Struct, frozen=True, gc=False):
     steps: int | None = None
     incomplete: bool = False
     device_ns: int | None = None
+    cached_tokens: int | None = None
+    recomputed_tokens: int | None = None
+    chunks: tuple[tuple[int, int], ...] = ()
 
 
 class DecodeEvent(msgspec.Struct, frozen=True, gc=False):
-    """A request's tokens after the first one, with the statistics of the times between them."""
+    """A request's tokens after the first one, with the statistics of the times between them.
+
+    A request that was preempted has one before and one after; ``tokens`` then are those that came in it.
+    """
 
     source: SourceInfo
     ref: RequestRef
@@ -100,7 +118,9 @@ class BatchEvent(msgspec.Struct, frozen=True, gc=False):
     """One engine step and its members; the four member tuples have the same length.
 
     Tokens are those the step computed: rows that finished early and ride along as padding count.
-    ``joined`` names the requests that take part for the first time.
+    ``joined`` names the requests that take part for the first time. Where the engine tells them, the step's duration is
+    ``schedule_ns`` + ``execute_ns`` + ``update_ns``; ``running`` and ``waiting`` count requests when it was over,
+    ``kv_cache_usage`` is the share of its blocks in use, 0 to 1.
     """
 
     source: SourceInfo
@@ -116,6 +136,12 @@ class BatchEvent(msgspec.Struct, frozen=True, gc=False):
     joined: tuple[RequestRef, ...] = ()
     incomplete: bool = False
     device_ns: int | None = None
+    schedule_ns: int | None = None
+    execute_ns: int | None = None
+    update_ns: int | None = None
+    running: int | None = None
+    waiting: int | None = None
+    kv_cache_usage: float | None = None
 
 
 class GpuProcess(msgspec.Struct, frozen=True, gc=False):

@@ -67,6 +67,9 @@ class Kind(IntEnum):
     REQUEST_END = 6
     MANY = 7
     """Events of one instant: ``handle`` is how many, ``payload`` is ``(kind, handles, payloads or None)``."""
+    STEP = 8
+    ANSWER = 9
+    STEP_DEVICE = 10
 
 
 _MANY = int(Kind.MANY)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
 from axonize_core import __version__
+from axonize_core.answers import Answers
 from axonize_core.frames import count_events
 from axonize_core.gpu.sampler import Sampler
 from axonize_core.plugins import AgentContext, load_plugins
@@ -29,6 +30,7 @@ class Pipeline:
         self.counts: Counter[str] = Counter()
         self._plugins = plugins or load_plugins(settings.load_plugins)
         self._ids = ids or RandomIdGenerator()
+        self._answers = Answers(self._ids)
         self._timelines: list[Timeline] = []
         self._pending = Events()
         self._sampler = Sampler(None, settings.gpu_interval_ms / 1000)
@@ -60,6 +62,7 @@ class Pipeline:
         """End what a process left open; ``error`` says why it went, None when it said goodbye."""
         self._collect(timeline.close(error))
         self._timelines.remove(timeline)
+        self._answers.gone(timeline.instance_id)
         self._sampler.contexts.go(timeline.sources())
         self.counts["records_dropped"] += timeline.dropped_total
         self.counts["engines_lost"] += error is not None
@@ -68,6 +71,10 @@ class Pipeline:
 
     def dispatch(self) -> None:
         """Hand the waiting events to the plugins, one call per kind."""
+        self._pending.requests += self._answers.due()
+        self._dispatch()
+
+    def _dispatch(self) -> None:
         events, self._pending = self._pending, Events()
         for hook, found in (
             ("axonize_prefills", events.prefills),
@@ -83,7 +90,8 @@ class Pipeline:
         """End everything that is open and let the plugins hand over what they hold."""
         for timeline in list(self._timelines):
             self.disconnect(timeline, "agent_stopped")
-        self.dispatch()
+        self._pending.requests += self._answers.due(closing=True)
+        self._dispatch()
         self._sampler.stop()
         self._plugins.call("axonize_shutdown", timeout_s=timeout_s)
 
@@ -99,6 +107,7 @@ class Pipeline:
             "requests_live": sum(t.live_requests() for t in live),
             "counts": {
                 **self.counts,
+                **self._answers.counts,
                 "records_dropped": self.counts["records_dropped"] + sum(t.dropped_total for t in live),
                 "records_unknown": self.counts["records_unknown"] + sum(t.unknown_records for t in live),
                 "records_orphaned": self.counts["records_orphaned"] + sum(t.orphan_records for t in live),
@@ -111,7 +120,8 @@ class Pipeline:
         }
 
     def _collect(self, events: Events) -> None:
-        self._pending.requests += events.requests
+        self._answers.hear(events.answers)
+        self._pending.requests += self._answers.join(events.requests)
         self._pending.prefills += events.prefills
         self._pending.decodes += events.decodes
         self._pending.batches += events.batches

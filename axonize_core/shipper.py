@@ -25,8 +25,8 @@ __all__ = ["Shipper", "Transport", "make_shipper"]
 
 PERIOD_S = 0.1
 _RUN, _RUN_END, _RUN_TIMES = int(Kind.RUN), int(Kind.RUN_END), int(Kind.RUN_TIMES)
-_MANY = int(Kind.MANY)
-_SPECIAL = {_RUN, _RUN_END, _MANY}
+_MANY, _STEP = int(Kind.MANY), int(Kind.STEP)
+_SPECIAL = {_RUN, _RUN_END, _MANY, _STEP}
 SLICE_NS = 200_000
 PAUSE_S = 0.002
 CHUNK = 256
@@ -151,7 +151,7 @@ class Shipper:
             record = take()
             if record.kind in _SPECIAL:
                 records += self._with_times(record)
-                most -= record.handle if record.kind == _MANY else 1
+                most -= _weight(record)
                 if most <= 0:
                     break
             else:
@@ -217,6 +217,14 @@ class Shipper:
             self._transport.write(encode_frame(Bye("exit")), 0)
             self._transport.drained(1.0)
         self._transport.close()
+
+
+def _weight(record: Record) -> int:
+    """Return how many plain records this one takes as much room as."""
+    if record.kind == _MANY:
+        return record.handle
+    members = record.payload[4] if record.kind == _STEP else None
+    return 1 if members is None else 1 + len(members[0]) // 4
 
 
 def _can_be_encoded(record: Record) -> bool:

@@ -1,4 +1,4 @@
-"""Built-in plugin: events → OTel spans (request, queue, prefill, decode, batch).
+"""Built-in plugin: events → OTel spans (request, queue, prefill, decode, preempted, batch).
 
 Spans are built directly as ``ReadableSpan``: they begin and end at times long past, and a tracer would walk every
 attribute again (13.9 us a span against 4).
@@ -63,17 +63,18 @@ class Spans:
 
     @hookimpl
     def axonize_requests(self, events: Sequence[RequestEvent]) -> None:
-        """Build the request span, and the queue span inside it."""
+        """Build the request span, and inside it those of the times in which no step worked on it."""
         sampled = [e for e in events if e.ref.sampled]
         extra = self._plugins.call("axonize_span_attributes", events=sampled)
         spans = [self._request(e, [m[i] for m in extra]) for i, e in enumerate(sampled)]
-        spans += [self._queue(e) for e in sampled if e.queue_ns is not None]
+        spans += [self._part(e, "queue", e.start_ns, e.queue_ns) for e in sampled if e.queue_ns is not None]
+        spans += [self._part(e, "preempted", *preemption) for e in sampled for preemption in e.preemptions]
         self._publish(spans)
 
     @hookimpl
     def axonize_prefills(self, events: Sequence[PrefillEvent]) -> None:
         """Build prefill spans."""
-        self._publish([self._phase("prefill", names.INPUT_TOKENS, e, {}) for e in events if e.ref.sampled])
+        self._publish([self._phase("prefill", names.INPUT_TOKENS, e, _chunks(e)) for e in events if e.ref.sampled])
 
     @hookimpl
     def axonize_decodes(self, events: Sequence[DecodeEvent]) -> None:
@@ -107,6 +108,10 @@ class Spans:
             (names.REQUEST_ID, event.request_id),
             (names.INPUT_TOKENS, event.input_tokens),
             (names.OUTPUT_TOKENS, event.output_tokens),
+            (names.CACHED_TOKENS, event.cached_tokens),
+            (names.DRAFTED_TOKENS, event.drafted_tokens),
+            (names.ACCEPTED_TOKENS, event.accepted_tokens),
+            (names.PREEMPTIONS, len(event.preemptions) or None),
             (names.FINISH_REASONS, [event.finish_reason] if event.finish_reason else None),
             (names.ERROR_TYPE, event.error),
             (names.LATENCY_QUEUE_S, _seconds(event.queue_ns)),
@@ -124,12 +129,12 @@ class Spans:
         resource = self._identity(source)[1]
         return {names.HW_NAME: resource.gpu.name} if resource else {}
 
-    def _queue(self, event: RequestEvent) -> ReadableSpan:
+    def _part(self, event: RequestEvent, phase: str, start_ns: int, duration_ns: int) -> ReadableSpan:
         provenance = self._identity(event.source)[0][names.GPU_PROVENANCE]
         attributes: dict[str, Any] = {names.GPU_PROVENANCE: provenance}
         context = _context(event.ref.trace_id, self._ids.generate_span_id())
-        span = self._span("queue", event, attributes, context, _parent(event.ref))
-        span._end_time = event.start_ns + (event.queue_ns or 0)  # noqa: SLF001 - same
+        span = self._span(phase, event, attributes, context, _parent(event.ref))
+        span._start_time, span._end_time = start_ns, start_ns + duration_ns  # noqa: SLF001 - same
         return span
 
     def _phase(
@@ -147,6 +152,15 @@ class Spans:
             names.MEMBER_REQUEST_SEQ: pack(f"<{len(event.request_seqs)}Q", *event.request_seqs),
             **self._annotate(event.source, event.start_ns, event.start_ns + event.duration_ns),
         }
+        _add(
+            attributes,
+            (names.BATCH_SCHEDULE_MS, _ms(event.schedule_ns)),
+            (names.BATCH_EXECUTE_MS, _ms(event.execute_ns)),
+            (names.BATCH_UPDATE_MS, _ms(event.update_ns)),
+            (names.BATCH_RUNNING, event.running),
+            (names.BATCH_WAITING, event.waiting),
+            (names.BATCH_KV_CACHE_USAGE, event.kv_cache_usage),
+        )
         if event.prefill_tokens:
             attributes[names.BATCH_PREFILL_TOKENS] = sum(event.prefill_tokens)
             attributes[names.MEMBER_PREFILL_TOKENS] = _u32(event.prefill_tokens)
@@ -226,6 +240,19 @@ def _u32(values: tuple[int, ...]) -> bytes:
 
 def _seconds(duration_ns: float | None) -> float | None:
     return None if duration_ns is None else duration_ns / 1e9
+
+
+def _ms(duration_ns: int | None) -> float | None:
+    return None if duration_ns is None else duration_ns / 1e6
+
+
+def _chunks(event: PrefillEvent) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    _add(found, (names.CACHED_TOKENS, event.cached_tokens), (names.RECOMPUTED_TOKENS, event.recomputed_tokens))
+    if event.chunks:
+        steps, tokens = zip(*event.chunks, strict=True)
+        found[names.CHUNK_STEP], found[names.CHUNK_TOKENS] = pack(f"<{len(steps)}Q", *steps), _u32(tokens)
+    return found
 
 
 def _milliseconds(event: DecodeEvent) -> dict[str, Any]:

@@ -10,17 +10,22 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
+from axonize_core.answers import Answer
 from axonize_core.chunks import as_one
 from axonize_core.events import BatchEvent, DecodeEvent, PrefillEvent, RequestEvent, RequestRef, SourceInfo
 from axonize_core.frames import Kind
+from axonize_core.live import LiveRequest, parse_traceparent
+from axonize_core.phases import Phases, of_progress, of_run, stamped_run
+from axonize_core.progress import Progress
 from axonize_core.runs import Run
+from axonize_core.steps import Steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from axonize_core.frames import Hello, Records
 
-__all__ = ["Events", "IdSource", "Timeline", "parse_traceparent"]
+__all__ = ["Events", "IdSource", "Timeline"]
 
 _MINUTE_NS = 60_000_000_000
 EXPIRY_NS = 600_000_000_000
@@ -45,26 +50,8 @@ class Events:
     prefills: list[PrefillEvent] = field(default_factory=list)
     decodes: list[DecodeEvent] = field(default_factory=list)
     batches: list[BatchEvent] = field(default_factory=list)
-
-
-@dataclass
-class _Request:
-    source: SourceInfo
-    ref: RequestRef
-    parent_span_id: int
-    request_id: str | None
-    operation: str
-    arrived_ns: int
-    epoch_ns: int
-    input_tokens: int | None
-    attributes: tuple[tuple[str, Any], ...]
-    last_ns: int
-    first_step_ns: int | None = None
-    steps: tuple[int, int] = (0, 0)
-    """Those of continuous batching in which its prompt was computed, and those after."""
-    runs: tuple[Run, ...] = ()
-    joined: bool = False
-    incomplete: bool = False
+    answers: list[Answer] = field(default_factory=list)
+    """What front ends know of requests; the pipeline joins them to the requests of their engines."""
 
 
 class Timeline:
@@ -74,8 +61,9 @@ class Timeline:
         self._hello = hello
         self._ids = ids
         self._sources: dict[int, SourceInfo] = {}
-        self._requests: dict[int, _Request] = {}
+        self._requests: dict[int, LiveRequest] = {}
         self._runs: dict[int, Run] = {}
+        self._steps_of: dict[int, Steps] = {}
         self._engine_traces: dict[int, tuple[int, int]] = {}
         self._next_seq = 0
         self._steps = 0
@@ -90,6 +78,8 @@ class Timeline:
             Kind.RUN_END: self._run_end,
             Kind.REQUEST_END: self._request_end,
             Kind.MANY: self._many,
+            Kind.STEP: self._step,
+            Kind.ANSWER: self._answer,
         }
 
     def feed(self, frame: Records) -> Events:
@@ -140,6 +130,11 @@ class Timeline:
         """Return the models this process told of."""
         return list(self._sources.values())
 
+    @property
+    def instance_id(self) -> str:
+        """Return the id of the process."""
+        return self._hello.instance_id
+
     def live_requests(self) -> int:
         """Return the number of open requests."""
         return len(self._requests)
@@ -162,10 +157,10 @@ class Timeline:
         )
 
     def _request(self, handle: int, payload: Any, t_ns: int, _: Events) -> None:
-        source_id, arrived_ns, request_id, traceparent, operation, input_tokens, attributes = payload
+        source_id, arrived_ns, request_id, traceparent, operation, input_tokens, attributes, *engine_id = payload
         parent = parse_traceparent(traceparent)
         trace_id, parent_span_id, sampled = parent or (self._ids.generate_trace_id(), 0, True)
-        self._requests[handle] = _Request(
+        request = LiveRequest(
             source=self._sources[source_id],
             ref=RequestRef(handle, trace_id, self._ids.generate_span_id(), sampled),
             parent_span_id=parent_span_id,
@@ -177,6 +172,11 @@ class Timeline:
             attributes=_pairs(attributes),
             last_ns=t_ns,
         )
+        self._requests[handle] = request
+        if engine_id:
+            (request.engine_id,) = engine_id
+            request.progress = Progress(input_tokens or 0, generates=operation != "embeddings")
+            self._steps_of.setdefault(source_id, Steps()).open(request.engine_id, request)
 
     def _run(self, handle: int, payload: Any, t_ns: int, _: Events) -> None:
         source_id, seqs, prompt_tokens, mode, *context = payload
@@ -233,6 +233,43 @@ class Timeline:
         for request in self._members(run.seqs):
             request.last_ns = run.last_ns
 
+    def _step(self, _: int, payload: Any, t_ns: int, events: Events) -> None:
+        source_id, start_ns, scheduled_ns, update_ns, members, started, preempted, drafts, *state = payload
+        source, steps = self._sources[source_id], self._steps_of.setdefault(source_id, Steps())
+        number = self._next_step()
+        found = steps.take(number, (members, started, preempted, drafts, start_ns), t_ns)
+        if found is None or found.unknown:
+            self.orphan_records += 1
+        if found is None or not found.requests:
+            return
+        running, waiting, kv_cache_usage = state
+        events.batches.append(
+            BatchEvent(
+                source=source,
+                seq=number,
+                trace_id=self._engine_trace(source, start_ns + self._epoch_ns),
+                span_id=self._ids.generate_span_id(),
+                start_ns=start_ns + self._epoch_ns,
+                duration_ns=t_ns - start_ns,
+                request_seqs=tuple(request.ref.seq for request in found.requests),
+                prefill_tokens=found.prefill_tokens,
+                decode_tokens=found.decode_tokens,
+                context_tokens=found.context_tokens,
+                joined=self._joining(found.requests),
+                incomplete=bool(found.unknown),
+                schedule_ns=scheduled_ns - start_ns,
+                execute_ns=update_ns - scheduled_ns,
+                update_ns=t_ns - update_ns,
+                running=running,
+                waiting=waiting,
+                kv_cache_usage=kv_cache_usage,
+            )
+        )
+
+    def _answer(self, handle: int, payload: Any, t_ns: int, events: Events) -> None:
+        engine_id, what, *more = payload
+        events.answers.append(Answer(self._sources[handle], engine_id, what, t_ns + self._epoch_ns, tuple(more)))
+
     def _batches(self, run: Run) -> list[BatchEvent]:
         return [
             BatchEvent(
@@ -246,20 +283,21 @@ class Timeline:
                 prefill_tokens=step.prefill_tokens,
                 decode_tokens=step.decode_tokens,
                 context_tokens=step.context_tokens,
-                joined=() if index else self._joining(run.seqs),
+                joined=() if index else self._joining(self._members(run.seqs)),
                 device_ns=run.step_device_ns(index),
                 incomplete=run.incomplete,
             )
             for index, step in enumerate(run.steps())
         ]
 
-    def _joining(self, seqs: tuple[int, ...]) -> tuple[RequestRef, ...]:
-        joining = [r for r in self._members(seqs) if not r.joined]
+    @staticmethod
+    def _joining(requests: Iterable[LiveRequest]) -> tuple[RequestRef, ...]:
+        joining = [request for request in requests if not request.joined]
         for request in joining:
             request.joined = True
         return tuple(request.ref for request in joining)
 
-    def _members(self, seqs: tuple[int, ...]) -> list[_Request]:
+    def _members(self, seqs: tuple[int, ...]) -> list[LiveRequest]:
         return [self._requests[seq] for seq in seqs if seq in self._requests]
 
     def _next_step(self) -> int:
@@ -278,16 +316,21 @@ class Timeline:
     def _request_end(self, handle: int, payload: Any, t_ns: int, events: Events) -> None:
         self._finish_request(self._requests.pop(handle), t_ns, payload, events)
 
-    def _finish_request(self, request: _Request, end_ns: int, payload: Any, events: Events) -> None:
+    def _finish_request(self, request: LiveRequest, end_ns: int, payload: Any, events: Events) -> None:
         finish_reason, input_tokens, output_tokens, error, attributes, *times = payload
+        if request.engine_id is not None and request.progress is not None:
+            for steps in self._steps_of.values():
+                steps.close(request.engine_id)
+            seen = len(request.progress.token_ns)
+            if request.progress.extended:
+                output_tokens = seen
+            elif output_tokens is not None and output_tokens != seen:
+                request.incomplete = True
         if input_tokens is not None:
             request.input_tokens = input_tokens
-        run = self._own_run(request, times[0]) if times and times[0] else as_one(request.runs)
-        if run is not None:
-            request.incomplete = request.incomplete or run.incomplete
-            self._phases(request, run, output_tokens, events)
-        first_ns = run.first_visible_ns() if run and run.mode != "forward" else None
-        started_ns = run.start_ns if run else request.first_step_ns
+        phases = self._phases(request, times[0] if times else None, output_tokens, end_ns)
+        events.prefills += phases.prefills
+        events.decodes += phases.decodes
         events.requests.append(
             RequestEvent(
                 source=request.source,
@@ -297,72 +340,38 @@ class Timeline:
                 operation=request.operation,
                 start_ns=request.arrived_ns + request.epoch_ns,
                 duration_ns=max(0, end_ns - request.arrived_ns),
-                queue_ns=None if started_ns is None else max(0, started_ns - request.arrived_ns),
-                ttft_ns=first_ns - request.arrived_ns if first_ns is not None else None,
-                tpot_ns=run.tpot_ns(output_tokens) if run else None,
+                queue_ns=phases.queue_ns,
+                ttft_ns=phases.ttft_ns,
+                tpot_ns=phases.tpot_ns,
                 input_tokens=request.input_tokens,
                 output_tokens=output_tokens,
                 finish_reason=finish_reason,
                 error=error,
                 incomplete=request.incomplete,
                 attributes=request.attributes + _pairs(attributes),
+                preemptions=phases.preemptions,
+                engine_id=request.engine_id,
+                **_counted(request.progress),
             )
         )
 
-    def _own_run(self, request: _Request, times: Any) -> Run | None:
-        """Return the request's own run, by the times of its tokens that its engine stamped; its steps are shared."""
-        started_s, *tokens_s = times
-        started_ns = request.first_step_ns if started_s is None else round(started_s * 1e9)
-        tokens_ns = [round(time_s * 1e9) for time_s in tokens_s]
-        if started_ns is None:
-            return None
-        run = Run(request.source, (request.ref.seq,), (), "generate", started_ns, request.epoch_ns)
-        run.times.extend((started_ns, *tokens_ns[:-1]))
-        run.end_ns, run.new_tokens, run.counted_steps = tokens_ns[-1], len(tokens_ns), request.steps
-        return run
-
-    def _phases(self, request: _Request, run: Run, output_tokens: int | None, events: Events) -> None:
-        first_ns = run.first_visible_ns()
-        if first_ns is None:
-            return
-        events.prefills.append(
-            PrefillEvent(
-                source=request.source,
-                ref=request.ref,
-                start_ns=run.start_ns + request.epoch_ns,
-                duration_ns=first_ns - run.start_ns,
-                tokens=request.input_tokens,
-                steps=run.prefill_steps,
-                device_ns=run.phase_device_ns(0, run.prompt_steps),
-                incomplete=request.incomplete,
-            )
-        )
-        last_ns = run.last_visible_ns(output_tokens)
-        if last_ns is None or last_ns <= first_ns:
-            return
-        steps = run.decode_steps(output_tokens)
-        p50_ns, p99_ns, max_ns = run.gap_statistics(output_tokens) or (None, None, None)
-        events.decodes.append(
-            DecodeEvent(
-                source=request.source,
-                ref=request.ref,
-                start_ns=first_ns + request.epoch_ns,
-                duration_ns=last_ns - first_ns,
-                tokens=output_tokens,
-                steps=steps,
-                device_ns=run.phase_device_ns(run.prompt_steps, steps or 0),
-                itl_p50_ns=p50_ns,
-                itl_p99_ns=p99_ns,
-                itl_max_ns=max_ns,
-                incomplete=request.incomplete,
-            )
-        )
+    def _phases(self, request: LiveRequest, times: Any, output_tokens: int | None, end_ns: int) -> Phases:
+        if request.progress is not None:
+            return of_progress(request, request.progress, end_ns)
+        run = stamped_run(request, times) if times else as_one(request.runs)
+        if run is None:
+            started_ns = request.first_step_ns
+            return Phases(None if started_ns is None else max(0, started_ns - request.arrived_ns))
+        request.incomplete = request.incomplete or run.incomplete
+        return of_run(request, run, output_tokens)
 
     def _mark_incomplete(self) -> None:
         for request in self._requests.values():
             request.incomplete = True
         for run in self._runs.values():
             run.incomplete = True
+        for steps in self._steps_of.values():
+            steps.forget_members()
 
     def _expire(self, now_ns: int, events: Events) -> None:
         """Close what lost records and has not moved for long, so that a lost end cannot leak state."""
@@ -375,16 +384,11 @@ class Timeline:
             del self._runs[handle]
 
 
-def parse_traceparent(text: Any) -> tuple[int, int, bool] | None:
-    """Return trace id, span id and the sampled flag of a W3C traceparent; None when it is not valid."""
-    parts = text.strip().split("-") if isinstance(text, str) else []
-    if [len(part) for part in parts[:4]] != [2, 32, 16, 2] or parts[0] == "ff":
-        return None
-    try:
-        trace_id, span_id, flags = int(parts[1], 16), int(parts[2], 16), int(parts[3], 16)
-    except ValueError:
-        return None
-    return (trace_id, span_id, bool(flags & 1)) if trace_id and span_id else None
+def _counted(progress: Progress | None) -> dict[str, int | None]:
+    if progress is None:
+        return {}
+    drafts = {"drafted_tokens": progress.drafted, "accepted_tokens": progress.accepted} if progress.drafted else {}
+    return {"cached_tokens": progress.cached_tokens, **drafts}
 
 
 def _pairs(attributes: Any) -> tuple[tuple[str, Any], ...]:

@@ -97,6 +97,9 @@ def test_kind_numbers_are_wire_format():
         "RUN_END": 5,
         "REQUEST_END": 6,
         "MANY": 7,
+        "STEP": 8,
+        "ANSWER": 9,
+        "STEP_DEVICE": 10,
     }
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+from struct import pack
 
 import pytest
 from opentelemetry.trace import SpanKind, StatusCode
@@ -135,18 +136,38 @@ def test_plugins_can_add_attributes(captured):
 
 def test_every_emitted_attribute_is_in_the_table(spans, captured):
     """Each attribute is defined once, with its unit."""
-    said = ((names.ADAPTERS, ("a",)), (names.DRAFTED_TOKENS, 2), (names.ACCEPTED_TOKENS, 1))
+    said = [(name, 1) for name in (names.DISCARDED_TOKENS, names.CHOICE_INDEX, names.KV_CACHE_BLOCKS)]
+    said += [(name, "x") for name in (names.FINISH_REASON_SOURCE, names.FRONTEND_INSTANCE)]
+    said += [(names.ADAPTERS, ("a",)), (names.FRONTEND_TTFT_S, 0.1), (names.FRONTEND_E2E_S, 0.2)]
     full = {"input_tokens": 1, "output_tokens": 2, "tpot_ns": 1.0, "finish_reason": "stop", "error": "E"}
-    spans.axonize_requests([request(**full, incomplete=True, attributes=said)])
-    spans.axonize_prefills([PrefillEvent(SOURCE, REF, 1, 1, 1, 1, device_ns=1)])
+    counted = {"cached_tokens": 1, "drafted_tokens": 2, "accepted_tokens": 1, "preemptions": ((1, 2),)}
+    spans.axonize_requests([request(**full, **counted, incomplete=True, attributes=tuple(said))])
+    again = {"cached_tokens": 1, "recomputed_tokens": 2, "chunks": ((4, 1), (5, 1))}
+    spans.axonize_prefills([PrefillEvent(SOURCE, REF, 1, 1, 1, 1, device_ns=1, **again)])
     spans.axonize_decodes([DecodeEvent(SOURCE, REF, 1, 1, 1, 1, 1, 1, 1, device_ns=1)])
-    spans.axonize_batches([BatchEvent(SOURCE, 5, 9, 8, 1, 1, (7,), (3,), (1,), (0,), device_ns=2_500_000)])
+    told = {"schedule_ns": 1, "execute_ns": 2, "update_ns": 3, "running": 1, "waiting": 0, "kv_cache_usage": 0.5}
+    spans.axonize_batches([BatchEvent(SOURCE, 5, 9, 8, 1, 1, (7,), (3,), (1,), (0,), device_ns=2_500_000, **told)])
     assert captured.spans[-1].attributes[names.DEVICE_TIME_MS] == 2.5
     emitted = {(name, span.name) for span in captured.spans for name in span.attributes}
-    phases = ("request", "queue", "prefill", "decode", "batch")
+    phases = ("request", "queue", "preempted", "prefill", "decode", "batch")
     table = {
         (a.name, phase) for a in names.ATTRIBUTES for phase in (phases if a.spans == "all" else a.spans.split(", "))
     }
     on_spans = {(name, where) for name, where in table if where != "resource"}
-    assert emitted == on_spans - {(names.INCOMPLETE, phase) for phase in phases[2:]}
+    assert emitted == on_spans - {(names.INCOMPLETE, phase) for phase in phases[3:]}
     assert {name for name, where in table if where == "resource"} <= captured.spans[0].resource.attributes.keys()
+
+
+def test_a_preempted_request_has_spans_for_what_it_lost(spans, captured):
+    """Each time it was taken out of the batch is a span of its own; the prefill after it says what was computed again."""
+    spans.axonize_requests([request(preemptions=((1_000, 50), (2_000, 70)))])
+    spans.axonize_prefills([PrefillEvent(SOURCE, REF, 1, 1, None, 2, recomputed_tokens=9, chunks=((4, 8), (5, 1)))])
+    first, second = [span for span in captured.spans if span.name == "preempted"]
+    assert (first.start_time, first.end_time) == (1_000, 1_050)
+    assert (second.start_time, second.end_time) == (2_000, 2_070)
+    assert captured.spans[0].attributes[names.PREEMPTIONS] == 2
+    prefill = captured.spans[-1].attributes
+    assert names.INPUT_TOKENS not in prefill
+    assert prefill[names.RECOMPUTED_TOKENS] == 9
+    assert prefill[names.CHUNK_STEP] == pack("<2Q", 4, 5)
+    assert prefill[names.CHUNK_TOKENS] == pack("<2I", 8, 1)

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from axonize_core.frames import Hello, Kind, Record, Records
+from axonize_core.live import parse_traceparent
 from axonize_core.testing import CountingIds
-from axonize_core.timeline import EXPIRY_NS, Timeline, parse_traceparent
+from axonize_core.timeline import EXPIRY_NS, Timeline
 
 TRACEPARENT = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
 WALL = 1_700_000_000_000_000_000
