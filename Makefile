@@ -13,14 +13,16 @@ export PYTHONSAFEPATH := 1
 # pip's cache belongs to whoever runs make.
 export PIP_NO_INPUT := 1
 
-.PHONY: help demo test test-sdk test-server bare matrix lint bench docs migrate dev dev-down clean
+.PHONY: help demo test test-sdk test-server test-hf test-vllm bare matrix lint bench docs migrate dev dev-down clean
 
 help:
 	@echo "make demo         serve a small model here and see what comes back from the store"
 	@echo "make test         all tests, against the built wheel, with coverage; some: make test TESTS=tests/unit"
+	@echo "                  without the real vLLM, whose environment takes 2 min and 4 GB: make test VLLM=skip"
 	@echo "make test-sdk     tests of what runs beside inference"
 	@echo "make test-server  tests of the collector"
 	@echo "make test-hf      every task and mode on every version of transformers that is tried, against the docs"
+	@echo "make test-vllm    the tests on a real vLLM engine, on CPU, in an environment of its own"
 	@echo "make bare         the wheel without extras: what it brings, and that it works, with newest and lowest dependencies"
 	@echo "make matrix       unit tests and the agent's tests on every Python from 3.10 to 3.13 that is here"
 	@echo "make lint         ruff, mypy, import-linter"
@@ -38,20 +40,29 @@ ifdef TESTS
 	$(BIN)/pytest $(TESTS)
 else
 	rm -f .coverage .coverage.*
-	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(HF_MATRIX) --cov --cov-report=
+	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(HF_MATRIX) --ignore=tests/vllm --cov --cov-report=
 	$(BIN)/coverage report --fail-under=95
 	$(BIN)/coverage report --fail-under=100 --include='*/axonize_core/recorder.py,*/axonize_core/frames.py,*/axonize_core/timeline.py,*/axonize_core/runs.py,*/axonize_core/chunks.py,*/axonize_server/spool.py,*/axonize_server/appender.py'
+	$(MAKE) test-vllm
 endif
 
 test-sdk: $(VENV)/.wheel $(VENV)/.tools
-	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(HF_MATRIX) -m "not server"
+	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(HF_MATRIX) --ignore=tests/vllm -m "not server"
 
 test-server: $(VENV)/.wheel $(VENV)/.tools
-	$(BIN)/pytest -n 2 --dist loadfile -m server
+	$(BIN)/pytest -n 2 --dist loadfile --ignore=tests/vllm -m server
 
 # Two versions at a time, each in a process of its own; they are installed into the environment's folder once.
 test-hf: $(VENV)/.wheel $(VENV)/.tools
 	$(BIN)/pytest -n 2 --dist load $(HF_MATRIX)
+
+# One engine at a time: each has three processes and wants 3 GB of memory.
+test-vllm: $(if $(filter skip,$(VLLM)),,$(VENV)/vllm/.wheel)
+ifeq ($(VLLM),skip)
+	@echo "make: the tests on a real vLLM engine are left out (VLLM=skip)"
+else
+	$(VENV)/vllm/bin/pytest -n 1 --dist loadfile tests/vllm
+endif
 
 # What the wheel without extras is and does, with the newest and with the lowest dependencies it admits.
 bare: $(VENV)/.wheel
@@ -112,4 +123,14 @@ $(VENV)/.wheel: $(VENV)/.deps $(SOURCES)
 	rm -rf build/wheel
 	$(PIP) wheel -q --no-deps --wheel-dir build/wheel .
 	$(PIP) install -q --no-deps --force-reinstall build/wheel/axonize-*.whl
+	@touch $@
+
+# An environment of its own, made once; a new wheel is put into it as into the other.
+$(VENV)/vllm/.made: $(VENV)/.deps tests/vllm_env.py tests/vllm_tiny.py | $(VENV)/.wheel
+	@echo "make: vLLM on CPU goes into $(VENV)/vllm, once: about 2 minutes, 4 GB"
+	@$(BIN)/python tests/vllm_env.py $(VENV)/vllm build/wheel/axonize-*.whl
+	@touch $@
+
+$(VENV)/vllm/.wheel: $(VENV)/vllm/.made $(VENV)/.wheel
+	$(PIP) --python $(VENV)/vllm/bin/python install -q --no-deps --force-reinstall build/wheel/axonize-*.whl
 	@touch $@
