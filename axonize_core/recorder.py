@@ -151,6 +151,15 @@ class Recorder:
                 self._set_limit(self.capacity)
                 self._drainer = drainer
 
+    def start(self) -> None:
+        """Start the shipper if there is none yet, so that sources are told before anything is emitted. Never raises."""
+        try:
+            if self._drainer is None:
+                self._start()
+        except Exception:  # noqa: BLE001 - nothing of ours may reach the engine
+            self.count_error("recorder.start")
+            self._drainer = _Nowhere()
+
     def source(
         self,
         engine: str,

@@ -259,3 +259,19 @@ def test_after_a_fork_the_parents_drainer_is_let_go():
     assert recorder.queued() == 0
     assert recorder.instance_id != parent
     assert recorder.errors["recorder.fork"] == 1
+
+
+def test_start_is_for_who_has_sources_only():
+    """The shipper is started once, and what fails is counted and drops what comes, as with emit."""
+    drainers = []
+    recorder = Recorder(4, lambda recorder: drainers.append(Drainer(recorder)) or drainers[-1])
+    recorder.start()
+    recorder.start()
+    assert [drainer.started for drainer in drainers] == [1]
+    recorder.emit(Kind.REQUEST, 1)
+    assert recorder.queued() == 1
+    failing = Recorder(4, lambda recorder: 1 / 0)
+    failing.start()
+    failing.emit(Kind.REQUEST, 1)
+    assert failing.errors == {"recorder.start": 1}
+    assert failing.dropped_total() == 1

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from axonize_core.errors import ConfigurationError, IntegrationUnavailableError
+from axonize_core.gpu.torch_device import torch_device
 from axonize_core.recorder import get_recorder
 from axonize_core.settings import get_settings
 from axonize_hf._supported import ENGINE, PROVIDER, SUPPORTED, is_supported
@@ -132,18 +133,4 @@ def _source(model: Any, model_name: str | None, service_name: str | None) -> int
 def _device(model: Any) -> tuple[str, int, str | None]:
     """Return type, index and uuid (CUDA only) of the device of the model's first parameter."""
     parameter = next(model.parameters(), None)
-    if parameter is None or parameter.device.type == "cpu":
-        return "cpu", 0, None
-    device = parameter.device
-    return device.type, device.index or 0, _uuid(device) if device.type == "cuda" else None
-
-
-def _uuid(device: Any) -> str | None:
-    """Return what NVML calls the device, ``GPU-…``; None where torch does not tell."""
-    import torch  # noqa: PLC0415 - the user's
-
-    try:
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
-    except (AttributeError, RuntimeError):
-        return None
-    return uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+    return ("cpu", 0, None) if parameter is None else torch_device(parameter.device)
