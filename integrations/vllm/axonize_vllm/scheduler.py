@@ -1,0 +1,239 @@
+"""vLLM's scheduler as records: four methods of each instance, on the engine core's thread.
+
+What runs there for a step is ``scheduled`` and ``updated`` below: four clock readings, one comparison of two dicts, one
+``emit``. vLLM makes a new SchedulerOutput for each step and changes none afterwards, so records refer to its parts. It
+plans steps ahead of those that run (async scheduling, pipeline parallelism): plans wait here for their outputs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from axonize_core.frames import Kind
+from axonize_core.recorder import get_recorder
+from axonize_vllm import requests
+from axonize_vllm._supported import missing
+from axonize_vllm.source import engine_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from axonize_core.recorder import Recorder
+
+__all__ = ["instrument", "record", "release"]
+
+logger = logging.getLogger("axonize")
+
+MOST_REPEATS = 100
+"""Steps that say "the same members as before" in a row, so that one lost record is soon made good."""
+MOST_MEMBERS = 262_144
+"""Members of all steps that may wait for the shipper: about 20 MB."""
+MOST_PLANS = 64
+_METHODS = ("add_request", "schedule", "update_from_output", "finish_requests")
+_MARK = "_axonize_recorded"
+
+
+def instrument() -> None:
+    """Record every scheduler that this process makes from now on."""
+    from vllm.config.scheduler import SchedulerConfig  # noqa: PLC0415 - the user's
+
+    original = SchedulerConfig.get_scheduler_cls
+    if not hasattr(original, _MARK):
+
+        def get_scheduler_cls(self: Any) -> Any:
+            return _recorded_class(original(self))
+
+        setattr(get_scheduler_cls, _MARK, original)
+        SchedulerConfig.get_scheduler_cls = get_scheduler_cls
+
+
+def _recorded_class(scheduler_class: type) -> type:
+    """Return a subclass whose instances record themselves; the class itself stays as it is."""
+    if hasattr(scheduler_class, _MARK):
+        return scheduler_class
+
+    class Recorded(scheduler_class):  # type: ignore[misc] # known at run time only
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            try:
+                record(self)
+            except Exception:
+                get_recorder().count_error("vllm.scheduler")
+                logger.warning("axonize: steps and requests of this engine are not recorded", exc_info=True)
+
+    setattr(Recorded, _MARK, True)
+    Recorded.__name__, Recorded.__qualname__ = scheduler_class.__name__, scheduler_class.__qualname__
+    Recorded.__module__ = scheduler_class.__module__
+    return Recorded
+
+
+def record(scheduler: Any) -> None:
+    """Record this scheduler's requests and steps from now on."""
+    recorder = get_recorder()
+    source = engine_source(scheduler.vllm_config)
+    watch = _Requests(scheduler, recorder, source)
+    schedule, update_from_output = _steps(scheduler, recorder, source, watch)
+    scheduler.add_request, scheduler.finish_requests = watch.add_request, watch.finish_requests
+    scheduler.schedule, scheduler.update_from_output = schedule, update_from_output
+
+
+def release(scheduler: Any) -> None:
+    """Undo ``record``; requests that are live stay unfinished."""
+    for name in _METHODS:
+        scheduler.__dict__.pop(name, None)
+
+
+class _Requests:
+    """The live requests of one scheduler, from ``add_request`` until it lets go of them."""
+
+    def __init__(self, scheduler: Any, recorder: Recorder, source: int) -> None:
+        self._scheduler = scheduler
+        self._recorder = recorder
+        self._source = source
+        self._add_request = scheduler.add_request
+        self._finish_requests = scheduler.finish_requests
+        self._live: dict[str, tuple[int, Any]] = {}
+        self._block_size = getattr(scheduler.vllm_config.cache_config, "block_size", None)
+
+    def add_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """Record a request; further input for one that lives belongs to that one."""
+        try:
+            if request.request_id not in self._live:
+                handle = self._recorder.next_handle()
+                payload = requests.opened(self._source, request, self._recorder.clock())
+                self._recorder.emit(Kind.REQUEST, handle, payload)
+                self._live[request.request_id] = (handle, request)
+        except Exception:  # noqa: BLE001 - nothing of ours may reach the engine
+            self._recorder.count_error("vllm.add_request")
+        return self._add_request(request, *args, **kwargs)
+
+    def finish_requests(self, *args: Any, **kwargs: Any) -> Any:
+        """Let the scheduler end requests from outside: an abort, most of the time."""
+        result = self._finish_requests(*args, **kwargs)
+        try:
+            self.end_finished()
+        except Exception:  # noqa: BLE001 - same
+            self._recorder.count_error("vllm.finish_requests")
+        return result
+
+    def end_finished(self) -> None:
+        """Record the end of those that the scheduler let go of since its last step; each of them once."""
+        for engine_id in self._scheduler.finished_req_ids:
+            known = self._live.pop(engine_id, None)
+            if known is not None:
+                handle, request = known
+                self._recorder.emit(Kind.REQUEST_END, handle, requests.ended(request, self._block_size))
+
+    def place(self, new: list[Any]) -> tuple[tuple[str, int, int], ...]:
+        """Return what was computed before of requests that are scheduled for the first time, and their prompts."""
+        live = self._scheduler.requests
+        return tuple(
+            (data.req_id, data.num_computed_tokens, live[data.req_id].num_prompt_tokens)
+            for data in new
+            if data.req_id in live
+        )
+
+
+def _steps(
+    scheduler: Any, recorder: Recorder, source: int, watch: _Requests
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return what stands for ``schedule`` and ``update_from_output`` of this scheduler.
+
+    Closures and not methods: this is the hot path, and local names are the fastest.
+    """
+    original_schedule, original_update = scheduler.schedule, scheduler.update_from_output
+    clock, emit, kind = recorder.clock, recorder.emit, int(Kind.STEP)
+    plans: deque[tuple[Any, int, int]] = deque(maxlen=MOST_PLANS)
+    plan, next_plan = plans.append, plans.popleft
+    waiting, held = _waiting(scheduler)
+    kv_cache, all_blocks = _kv_cache(scheduler)
+    last: dict[str, int] | None = None
+    repeats = step = 0
+
+    def schedule(*args: Any, **kwargs: Any) -> Any:
+        start_ns = clock()
+        output = original_schedule(*args, **kwargs)
+        plan((output, start_ns, clock()))
+        return output
+
+    def update_from_output(output: Any, *args: Any, **kwargs: Any) -> Any:
+        update_ns = clock()
+        outputs = original_update(output, *args, **kwargs)
+        try:
+            took_part(output, outputs, update_ns)
+            if scheduler.finished_req_ids:
+                watch.end_finished()
+        except Exception:  # noqa: BLE001 - nothing of ours may reach the engine
+            recorder.count_error("vllm.step")
+        return outputs
+
+    def took_part(output: Any, outputs: Any, update_ns: int) -> None:
+        nonlocal last, repeats, step
+        planned, start_ns, scheduled_ns = next_plan()
+        while planned is not output:  # an engine that gave a step up
+            planned, start_ns, scheduled_ns = next_plan()
+        members, new, preempted = output.num_scheduled_tokens, output.scheduled_new_reqs, output.preempted_req_ids
+        if members == last and repeats < MOST_REPEATS and not new:
+            repeats += 1
+            told = None
+        elif members or preempted:
+            repeats, last = 0, members
+            if recorder.queued() * len(members) > MOST_MEMBERS:
+                last = None
+                recorder.count_dropped(1)
+                return
+            cached = output.scheduled_cached_reqs
+            told = (members, cached.req_ids, cached.num_computed_tokens)
+        else:
+            return
+        step += 1
+        emit(
+            kind,
+            step,
+            (
+                source,
+                start_ns,
+                scheduled_ns,
+                update_ns,
+                told,
+                watch.place(new) if new else None,
+                tuple(preempted) if preempted else None,
+                _drafts(output, outputs) if output.scheduled_spec_decode_tokens else None,
+                len(scheduler.running),
+                waiting() + held(),
+                1.0 - kv_cache.num_free_blocks / all_blocks if all_blocks else None,
+            ),
+        )
+
+    return schedule, update_from_output
+
+
+def _drafts(output: Any, outputs: Any) -> dict[str, tuple[int, int]]:
+    """Return the tokens drafted and the tokens that came out, of the members whose drafts a step verified."""
+    came = {one.request_id: len(one.new_token_ids) for those in outputs.values() for one in those.outputs}
+    return {
+        engine_id: (len(drafts), came[engine_id])
+        for engine_id, drafts in output.scheduled_spec_decode_tokens.items()
+        if engine_id in came
+    }
+
+
+def _nothing() -> int:
+    return 0
+
+
+def _waiting(scheduler: Any) -> tuple[Callable[[], int], Callable[[], int]]:
+    """Return the lengths of the two queues of those that wait, the second of another name in each version."""
+    held = getattr(scheduler, "kv_holding_waiting", None)
+    held = getattr(scheduler, "skipped_waiting", None) if held is None else held
+    return scheduler.waiting.__len__, _nothing if held is None else held.__len__
+
+
+def _kv_cache(scheduler: Any) -> tuple[Any, int]:
+    """Return what counts the free blocks of the KV cache, and how many there are beside the null block; 0: unknown."""
+    if missing("kv_cache_usage"):
+        return None, 0
+    pool = scheduler.kv_cache_manager.block_pool
+    return pool.free_block_queue, max(0, pool.num_gpu_blocks - 1)
