@@ -37,15 +37,15 @@ def register() -> None:
 def instrument() -> None:
     """Record the scheduler, the front end and the workers, each as far as this vLLM has what that needs. Idempotent.
 
-    Without the scheduler, requests are taken from vLLM's own statistics. Never raises.
+    Without the scheduler, requests are taken from vLLM's own statistics, and from nowhere else: these do not say which
+    request of a front end is which. Never raises.
     """
     if _on or _is_inspection():
         return
     _say_unknown_version()
-    for name in ("scheduler", "frontend", "worker"):
+    _on["scheduler"] = _instrumented("scheduler")
+    for name in ("frontend" if _on["scheduler"] else "stat_logger", "worker"):
         _on[name] = _instrumented(name)
-    if not _on["scheduler"]:
-        _on["stat_logger"] = _instrumented("stat_logger")
 
 
 def capabilities() -> str:

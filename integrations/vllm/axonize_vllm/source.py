@@ -28,22 +28,27 @@ _SIZES = (
 Attributes = tuple[tuple[str, str], ...]
 
 
-def engine_id(vllm_config: Any) -> str:
-    """Return what the engine core and its workers have in common: ``<instance id>/<data-parallel rank>``."""
-    return f"{getattr(vllm_config, 'instance_id', '')}/{_data_parallel_rank(vllm_config)}"
+def engine_id(vllm_config: Any, rank: int | None = None) -> str:
+    """Return what the engine core and its workers have in common: ``<instance id>/<data-parallel rank>``.
 
-
-def engine_source(vllm_config: Any, attributes: Attributes = ()) -> int:
-    """Return the source of the engine core with this configuration; ``attributes`` are added to its own.
-
-    ``ai.capabilities`` names what is recorded in its process, for ``axonize doctor``.
+    ``rank`` is for who knows it better than the configuration, which is that of several engines in a front end.
     """
-    return _source(vllm_config, WORKERS, (("ai.role", "engine"), ("ai.capabilities", capabilities()), *attributes))
+    known = _data_parallel_rank(vllm_config) if rank is None else rank
+    return f"{getattr(vllm_config, 'instance_id', '')}/{known}"
 
 
-def frontend_source(vllm_config: Any, attributes: Attributes = ()) -> int:
+def engine_source(vllm_config: Any, rank: int | None = None) -> int:
+    """Return the source of the engine core with this configuration; ``rank`` as in ``engine_id``.
+
+    ``ai.capabilities`` names what is recorded in the calling process, for ``axonize doctor``.
+    """
+    about = (("ai.role", "engine"), ("ai.capabilities", capabilities()))
+    return _source(vllm_config, WORKERS, about, rank)
+
+
+def frontend_source(vllm_config: Any) -> int:
     """Return the source of the process that talks to this engine's clients."""
-    return _source(vllm_config, WORKERS, (("ai.role", "frontend"), *attributes))
+    return _source(vllm_config, WORKERS, (("ai.role", "frontend"),))
 
 
 def worker_source(vllm_config: Any, rank: int, device: tuple[str, int, str | None]) -> int:
@@ -57,9 +62,11 @@ def worker_source(vllm_config: Any, rank: int, device: tuple[str, int, str | Non
     return _source(vllm_config, device, (("ai.role", "worker"), ("ai.rank", str(rank))))
 
 
-def _source(vllm_config: Any, device: tuple[str, int, str | None], attributes: Attributes) -> int:
+def _source(
+    vllm_config: Any, device: tuple[str, int, str | None], attributes: Attributes, rank: int | None = None
+) -> int:
     service = get_settings().service_name or f"unknown_service:{ENGINE}"
-    about = (("ai.engine.id", engine_id(vllm_config)), *attributes, *_about(vllm_config))
+    about = (("ai.engine.id", engine_id(vllm_config, rank)), *attributes, *_about(vllm_config))
     return get_recorder().source(ENGINE, service, _model(vllm_config), PROVIDER, device, about)
 
 
