@@ -79,6 +79,7 @@ MEMBER_CONTEXT_TOKENS = "ai.batch.member.context_tokens"
 HW_ID = "hw.id"
 HW_NAME = "hw.name"
 GPU_COMPUTE_RESOURCE = "gpu.compute_resource.id"
+GPU_COMPUTE_RESOURCES = "gpu.compute_resource.ids"
 GPU_CONTEXT = "gpu.context.id"
 GPU_PROVENANCE = "gpu.provenance"
 GPU_UTILIZATION = "gpu.utilization.mean"
@@ -147,6 +148,13 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(HW_ID, "string", "", "request, prefill, decode, batch", "physical GPU uuid (GPU-…)"),
     Attribute(HW_NAME, "string", "", "request", "GPU model; says so when it is simulated"),
     Attribute(GPU_COMPUTE_RESOURCE, "string", "", "request, prefill, decode, batch", "full GPU or MIG instance uuid"),
+    Attribute(
+        GPU_COMPUTE_RESOURCES,
+        "string[]",
+        "",
+        "request, prefill, decode, batch",
+        "all of them by rank, where an engine spans several; the one above is the first",
+    ),
     Attribute(GPU_CONTEXT, "string", "", "resource", "what the process calls its device: host/pid.instance/cuda:0"),
     Attribute(GPU_PROVENANCE, "string", "", "all", "measured, apportioned, estimated, simulated or unavailable"),
     Attribute(GPU_UTILIZATION, "double", "1", "prefill, decode, batch", "mean busy share over the span"),

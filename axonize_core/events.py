@@ -142,6 +142,10 @@ class BatchEvent(msgspec.Struct, frozen=True, gc=False):
     running: int | None = None
     waiting: int | None = None
     kv_cache_usage: float | None = None
+    engine_step: int | None = None
+    """What the engine's own processes number it."""
+    counts: tuple[int, int, int] | None = None
+    """Members, prompt tokens and tokens decoded, where the engine tells these and not its members."""
 
 
 class GpuProcess(msgspec.Struct, frozen=True, gc=False):

@@ -70,6 +70,7 @@ class Kind(IntEnum):
     STEP = 8
     ANSWER = 9
     STEP_DEVICE = 10
+    STEP_COUNTS = 11
 
 
 _MANY = int(Kind.MANY)

@@ -9,6 +9,7 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
 from axonize_core import __version__
 from axonize_core.answers import Answers
+from axonize_core.device_times import DeviceTimes
 from axonize_core.frames import count_events
 from axonize_core.gpu.sampler import Sampler
 from axonize_core.plugins import AgentContext, load_plugins
@@ -31,6 +32,7 @@ class Pipeline:
         self._plugins = plugins or load_plugins(settings.load_plugins)
         self._ids = ids or RandomIdGenerator()
         self._answers = Answers(self._ids)
+        self._device_times = DeviceTimes()
         self._timelines: list[Timeline] = []
         self._pending = Events()
         self._sampler = Sampler(None, settings.gpu_interval_ms / 1000)
@@ -72,6 +74,7 @@ class Pipeline:
     def dispatch(self) -> None:
         """Hand the waiting events to the plugins, one call per kind."""
         self._pending.requests += self._answers.due()
+        self._pending.batches += self._device_times.due()
         self._dispatch()
 
     def _dispatch(self) -> None:
@@ -91,6 +94,7 @@ class Pipeline:
         for timeline in list(self._timelines):
             self.disconnect(timeline, "agent_stopped")
         self._pending.requests += self._answers.due(closing=True)
+        self._pending.batches += self._device_times.due(closing=True)
         self._dispatch()
         self._sampler.stop()
         self._plugins.call("axonize_shutdown", timeout_s=timeout_s)
@@ -124,4 +128,5 @@ class Pipeline:
         self._pending.requests += self._answers.join(events.requests)
         self._pending.prefills += events.prefills
         self._pending.decodes += events.decodes
-        self._pending.batches += events.batches
+        self._device_times.hear(events.device_times)
+        self._pending.batches += self._device_times.join(events.batches)

@@ -17,7 +17,6 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from axonize_core import __version__
 from axonize_core import attributes as names
-from axonize_core.gpu.identity import context_id
 from axonize_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -57,6 +56,7 @@ class Spans:
         self._plugins = context.plugins
         self._annotate = context.sampler.annotate
         self._identity = context.sampler.identity
+        self._context_id = context.sampler.context
         self._ids = ids or RandomIdGenerator()
         self._scope = _Scope("axonize", __version__)
         self._resources: dict[int, tuple[SourceInfo, Resource]] = {}
@@ -148,7 +148,7 @@ class Spans:
     def _batch(self, event: BatchEvent) -> ReadableSpan:
         attributes = {
             names.BATCH_SEQ: event.seq,
-            names.BATCH_SIZE: len(event.request_seqs),
+            names.BATCH_SIZE: event.counts[0] if event.counts else len(event.request_seqs),
             names.MEMBER_REQUEST_SEQ: pack(f"<{len(event.request_seqs)}Q", *event.request_seqs),
             **self._annotate(event.source, event.start_ns, event.start_ns + event.duration_ns),
         }
@@ -161,6 +161,8 @@ class Spans:
             (names.BATCH_WAITING, event.waiting),
             (names.BATCH_KV_CACHE_USAGE, event.kv_cache_usage),
         )
+        if event.counts:
+            _, attributes[names.BATCH_PREFILL_TOKENS], attributes[names.BATCH_DECODE_TOKENS] = event.counts
         if event.prefill_tokens:
             attributes[names.BATCH_PREFILL_TOKENS] = sum(event.prefill_tokens)
             attributes[names.MEMBER_PREFILL_TOKENS] = _u32(event.prefill_tokens)
@@ -208,7 +210,7 @@ class Spans:
             shared = {
                 names.ENGINE: source.engine,
                 names.MODEL: source.model,
-                names.GPU_CONTEXT: context_id(source),
+                names.GPU_CONTEXT: self._context_id(source),
                 "telemetry.distro.name": "axonize",
             }
             known = (source, _Resource({**source.resource, **shared}))

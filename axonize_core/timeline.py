@@ -11,6 +11,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
 from axonize_core.answers import Answer
+from axonize_core.batches import Batches
 from axonize_core.chunks import as_one
 from axonize_core.events import BatchEvent, DecodeEvent, PrefillEvent, RequestEvent, RequestRef, SourceInfo
 from axonize_core.frames import Kind
@@ -21,13 +22,12 @@ from axonize_core.runs import Run
 from axonize_core.steps import Steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from axonize_core.frames import Hello, Records
 
 __all__ = ["Events", "IdSource", "Timeline"]
 
-_MINUTE_NS = 60_000_000_000
 EXPIRY_NS = 600_000_000_000
 """How long a request that lost records is kept open for an end that may never come."""
 
@@ -52,6 +52,8 @@ class Events:
     batches: list[BatchEvent] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     """What front ends know of requests; the pipeline joins them to the requests of their engines."""
+    device_times: list[tuple[str, int, int]] = field(default_factory=list)
+    """Engine, step and ns, as workers measured; the pipeline joins them to the steps."""
 
 
 class Timeline:
@@ -63,10 +65,9 @@ class Timeline:
         self._sources: dict[int, SourceInfo] = {}
         self._requests: dict[int, LiveRequest] = {}
         self._runs: dict[int, Run] = {}
+        self._batches = Batches(ids)
         self._steps_of: dict[int, Steps] = {}
-        self._engine_traces: dict[int, tuple[int, int]] = {}
         self._next_seq = 0
-        self._steps = 0
         self.dropped_total = 0
         self.errors: Mapping[str, int] = {}
         self.unknown_records = 0
@@ -80,6 +81,8 @@ class Timeline:
             Kind.MANY: self._many,
             Kind.STEP: self._step,
             Kind.ANSWER: self._answer,
+            Kind.STEP_DEVICE: self._step_device,
+            Kind.STEP_COUNTS: self._step_counts,
         }
 
     def feed(self, frame: Records) -> Events:
@@ -219,7 +222,7 @@ class Timeline:
         self._moved(run)
         if run.mode == "continuous" and run.prompt_tokens:
             self._count_steps(run)
-        events.batches.extend(self._batches(run))
+        events.batches += self._batches.of_run(run, self._members(run.seqs))
 
     def _count_steps(self, run: Run) -> None:
         for seq, prefill_tokens in zip(run.seqs, run.prompt_tokens, strict=True):
@@ -233,85 +236,35 @@ class Timeline:
         for request in self._members(run.seqs):
             request.last_ns = run.last_ns
 
-    def _step(self, _: int, payload: Any, t_ns: int, events: Events) -> None:
+    def _step(self, engine_step: int, payload: Any, t_ns: int, events: Events) -> None:
         source_id, start_ns, scheduled_ns, update_ns, members, started, preempted, drafts, *state = payload
         source, steps = self._sources[source_id], self._steps_of.setdefault(source_id, Steps())
-        number = self._next_step()
+        number = self._batches.next_step()
         found = steps.take(number, (members, started, preempted, drafts, start_ns), t_ns)
         if found is None or found.unknown:
             self.orphan_records += 1
         if found is None or not found.requests:
             return
-        running, waiting, kv_cache_usage = state
-        events.batches.append(
-            BatchEvent(
-                source=source,
-                seq=number,
-                trace_id=self._engine_trace(source, start_ns + self._epoch_ns),
-                span_id=self._ids.generate_span_id(),
-                start_ns=start_ns + self._epoch_ns,
-                duration_ns=t_ns - start_ns,
-                request_seqs=tuple(request.ref.seq for request in found.requests),
-                prefill_tokens=found.prefill_tokens,
-                decode_tokens=found.decode_tokens,
-                context_tokens=found.context_tokens,
-                joined=self._joining(found.requests),
-                incomplete=bool(found.unknown),
-                schedule_ns=scheduled_ns - start_ns,
-                execute_ns=update_ns - scheduled_ns,
-                update_ns=t_ns - update_ns,
-                running=running,
-                waiting=waiting,
-                kv_cache_usage=kv_cache_usage,
-            )
-        )
+        times = (start_ns, scheduled_ns, update_ns, t_ns)
+        named = _state(state, engine_step)
+        events.batches.append(self._batches.of_step(source, number, found, times, self._epoch_ns, **named))
+
+    def _step_device(self, _: int, payload: Any, __: int, events: Events) -> None:
+        engine, measured = payload
+        events.device_times += [(engine, step, device_ns) for step, device_ns in measured]
+
+    def _step_counts(self, engine_step: int, payload: Any, t_ns: int, events: Events) -> None:
+        source_id, duration_ns, prefills, prefill_tokens, decodes, decode_tokens, *state = payload
+        start_ns, counts = t_ns - duration_ns + self._epoch_ns, (prefills + decodes, prefill_tokens, decode_tokens)
+        named = {"duration_ns": duration_ns, "counts": counts, **_state(state, engine_step)}
+        events.batches.append(self._batches.of_counts(self._sources[source_id], start_ns, **named))
 
     def _answer(self, handle: int, payload: Any, t_ns: int, events: Events) -> None:
         engine_id, what, *more = payload
         events.answers.append(Answer(self._sources[handle], engine_id, what, t_ns + self._epoch_ns, tuple(more)))
 
-    def _batches(self, run: Run) -> list[BatchEvent]:
-        return [
-            BatchEvent(
-                source=run.source,
-                seq=self._next_step(),
-                trace_id=self._engine_trace(run.source, step.start_ns + run.epoch_ns),
-                span_id=self._ids.generate_span_id(),
-                start_ns=step.start_ns + run.epoch_ns,
-                duration_ns=step.end_ns - step.start_ns,
-                request_seqs=run.seqs,
-                prefill_tokens=step.prefill_tokens,
-                decode_tokens=step.decode_tokens,
-                context_tokens=step.context_tokens,
-                joined=() if index else self._joining(self._members(run.seqs)),
-                device_ns=run.step_device_ns(index),
-                incomplete=run.incomplete,
-            )
-            for index, step in enumerate(run.steps())
-        ]
-
-    @staticmethod
-    def _joining(requests: Iterable[LiveRequest]) -> tuple[RequestRef, ...]:
-        joining = [request for request in requests if not request.joined]
-        for request in joining:
-            request.joined = True
-        return tuple(request.ref for request in joining)
-
     def _members(self, seqs: tuple[int, ...]) -> list[LiveRequest]:
         return [self._requests[seq] for seq in seqs if seq in self._requests]
-
-    def _next_step(self) -> int:
-        self._steps += 1
-        return self._steps
-
-    def _engine_trace(self, source: SourceInfo, start_ns: int) -> int:
-        """Return the engine's own trace: a new one every minute, so that none grows without bound."""
-        minute = start_ns // _MINUTE_NS
-        known = self._engine_traces.get(id(source))
-        if known is None or known[0] != minute:
-            known = (minute, self._ids.generate_trace_id())
-            self._engine_traces[id(source)] = known
-        return known[1]
 
     def _request_end(self, handle: int, payload: Any, t_ns: int, events: Events) -> None:
         self._finish_request(self._requests.pop(handle), t_ns, payload, events)
@@ -382,6 +335,11 @@ class Timeline:
         orphaned = [h for h, run in self._runs.items() if run.incomplete and not self._members(run.seqs)]
         for handle in orphaned:
             del self._runs[handle]
+
+
+def _state(state: Sequence[Any], engine_step: int) -> dict[str, Any]:
+    running, waiting, kv_cache_usage = state
+    return {"running": running, "waiting": waiting, "kv_cache_usage": kv_cache_usage, "engine_step": engine_step}
 
 
 def _counted(progress: Progress | None) -> dict[str, int | None]:

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from axonize_core.events import SourceInfo
     from axonize_core.gpu.identity import ComputeResource
 
-__all__ = ["Context", "Contexts", "sharing"]
+__all__ = ["WORKERS", "Context", "Contexts", "sharing"]
 
 _Resolve = "Callable[[SourceInfo], ComputeResource | None]"
 MOST_ENDED = 10_000
+WORKERS = "workers"
+"""Device type of a process that drives none itself: its engine's workers do, each a process or source of its own."""
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -45,9 +47,11 @@ class Contexts:
         self.dropped = 0
 
     def appear(self, sources: Iterable[SourceInfo]) -> None:
-        """Take the sources of a process; those already known stay as they are."""
+        """Take the sources of a process; those already known stay as they are, those without a device are left out."""
         live = dict(self._live)
         for source in sources:
+            if source.device[0] == WORKERS:
+                continue
             live.setdefault(context_id(source), Context(source, self._clock()))
         self._live = live
 
@@ -63,6 +67,17 @@ class Contexts:
             else:
                 self.dropped += 1
         self._live = live
+
+    def workers(self, engine: str | None) -> list[SourceInfo]:
+        """Return the sources of an engine's workers, by rank."""
+        found = [
+            context.source
+            for context in self._live.values()
+            if engine
+            and context.source.resource.get("ai.engine.id") == engine
+            and context.source.resource.get("ai.role") == "worker"
+        ]
+        return sorted(found, key=lambda source: int(source.resource.get("ai.rank") or 0))
 
     def live(self) -> list[Context]:
         """Return the contexts of this moment, as far as they were told of; without their resources."""

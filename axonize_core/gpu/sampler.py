@@ -10,12 +10,14 @@ import logging
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from axonize_core import attributes as names
-from axonize_core.gpu.contexts import Contexts, sharing
+from axonize_core.gpu.contexts import WORKERS, Contexts, sharing
+from axonize_core.gpu.identity import context_id
 from axonize_core.gpu.infos import Announcer
 from axonize_core.gpu.readings import Readings, mean_of, mean_power_w
 
@@ -33,7 +35,17 @@ KEPT_INTERVALS = 3
 logger = logging.getLogger(__name__)
 _UNAVAILABLE = {names.GPU_PROVENANCE: "unavailable"}
 _NOTHING = Readings()
-_Identity = tuple["SourceInfo", dict[str, Any], "ComputeResource | None"]
+
+
+class _Identity(NamedTuple):
+    source: SourceInfo
+    attributes: dict[str, Any]
+    resources: tuple[ComputeResource, ...]
+    """Those of its workers by rank, where it is an engine of several; else its own or none."""
+
+    @property
+    def first(self) -> ComputeResource | None:
+        return self.resources[0] if self.resources else None
 
 
 class Sampler:
@@ -148,7 +160,7 @@ class Sampler:
         identities = {}
         for context in self.contexts.live():
             known = self._identities.get(id(context.source))
-            old = known[2] if known is not None and known[0] is context.source else None
+            old = known.first if known is not None and known.source is context.source else None
             new = there.get(old.id) if old is not None else None
             if known is None or old is None or new is None or not new.same_as(old):
                 known = self._identify(context.source)
@@ -157,15 +169,32 @@ class Sampler:
 
     def identity(self, source: SourceInfo) -> tuple[dict[str, Any], ComputeResource | None]:
         """Return the attributes that name a source's device, and the compute resource."""
+        known = self._known(source)
+        return known.attributes, known.first
+
+    def context(self, source: SourceInfo) -> str:
+        """Return the id of a source's context; of an engine with workers, that of the first."""
+        return context_id(self._drivers(source)[0])
+
+    def _known(self, source: SourceInfo) -> _Identity:
         known = self._identities.get(id(source))
-        if known is None or known[0] is not source:
+        if known is None or known.source is not source:
             known = self._identify(source)
             self._identities[id(source)] = known
-        return known[1], known[2]
+        return known
+
+    def _drivers(self, source: SourceInfo) -> list[SourceInfo]:
+        """Return who drives the devices of a source: itself, or the workers of its engine, by rank."""
+        workers = self.contexts.workers(source.resource.get("ai.engine.id")) if source.device[0] == WORKERS else []
+        return workers or [source]
 
     def _identify(self, source: SourceInfo) -> _Identity:
-        resource = self._resolve(source)
-        return source, self._identity(resource), resource
+        found = [resource for driver in self._drivers(source) if (resource := self._resolve(driver)) is not None]
+        resources = tuple({resource.id: resource for resource in found}.values())
+        attributes = self._identity(resources[0] if resources else None)
+        if len(resources) > 1:
+            attributes = {**attributes, names.GPU_COMPUTE_RESOURCES: [resource.id for resource in resources]}
+        return _Identity(source, attributes, resources)
 
     def _resolve(self, source: SourceInfo) -> ComputeResource | None:
         try:
@@ -189,10 +218,20 @@ class Sampler:
         }
 
     def annotate(self, source: SourceInfo, start_ns: int, end_ns: int) -> dict[str, Any]:
-        """Return identity and mean readings of a source's device over ``[start_ns, end_ns]`` (epoch)."""
-        identity, resource = self.identity(source)
-        readings = self._readings.get(resource.id) if resource else None
-        if resource is None or readings is None:
+        """Return identity and mean readings of a source's device over ``[start_ns, end_ns]`` (epoch).
+
+        Of several devices: the sum of memory and power, the mean of utilisation, where all of them were read.
+        """
+        _, identity, resources = self._known(source)
+        if len(resources) > 1:
+            return {**identity, **_together([self._over(r, source, {}, start_ns, end_ns) for r in resources])}
+        return self._over(resources[0], source, identity, start_ns, end_ns) if resources else dict(identity)
+
+    def _over(
+        self, resource: ComputeResource, source: SourceInfo, identity: dict[str, Any], start_ns: int, end_ns: int
+    ) -> dict[str, Any]:
+        readings = self._readings.get(resource.id)
+        if readings is None:
             return dict(identity)
         of_gpu = readings if resource.kind != "mig" else self._readings.get(resource.gpu.uuid, _NOTHING)
         segment = of_gpu.segment(start_ns, end_ns, self._oldest_ns)
@@ -233,6 +272,18 @@ class Sampler:
             "devices": devices,
             **own,
         }
+
+
+def _together(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, combine in ((names.GPU_UTILIZATION, fmean), (names.GPU_MEMORY_BYTES, sum), (names.GPU_POWER_W, sum)):
+        values = [part[name] for part in parts if name in part]
+        if len(values) == len(parts):
+            found[name] = combine(values)
+    kinds = {part.get(names.GPU_POWER_PROVENANCE) for part in parts}
+    if names.GPU_POWER_W in found:
+        found[names.GPU_POWER_PROVENANCE] = kinds.pop() if len(kinds) == 1 else "apportioned"
+    return found
 
 
 def _means(samples: tuple[GpuSample, ...]) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def test_kind_numbers_are_wire_format():
         "STEP": 8,
         "ANSWER": 9,
         "STEP_DEVICE": 10,
+        "STEP_COUNTS": 11,
     }
 
 

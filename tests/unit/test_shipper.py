@@ -200,3 +200,16 @@ def test_long_backlogs_are_drained_in_slices(setup):
         recorder.emit(Kind.REQUEST_END, handle, ("length", 4, 5, None, None))
     assert recorder.flush(10)
     assert len(transport.records) == 9000
+
+
+def test_a_large_step_does_not_make_a_frame_too_large(setup):
+    """Steps weigh by their members, so that a frame of many of them stays small."""
+    recorder, transport = setup
+    members = {f"chatcmpl-{n:032}": 1 for n in range(1000)}
+    payload = (1, 0, 0, 0, (members, list(members), list(members.values())), None, None, None, 1, 0, None)
+    for step in range(40):
+        recorder.emit(Kind.STEP, step, payload)
+        recorder.emit(Kind.STEP, step, (*payload[:4], None, *payload[5:]))
+    assert recorder.flush(10)
+    assert [record.handle for record in transport.records if record.payload[4]] == list(range(40))
+    assert len(transport.frames) >= 20

@@ -9,6 +9,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from axonize_core import attributes as names
 from axonize_core import hookimpl
 from axonize_core.events import BatchEvent, DecodeEvent, PrefillEvent, RequestEvent, RequestRef, SourceInfo
+from axonize_core.gpu.identity import ComputeResource, PhysicalGpu
 from axonize_core.gpu.sampler import Sampler
 from axonize_core.gpu.simulated import SimulatedProvider
 from axonize_core.plugins import AgentContext, Plugins
@@ -149,6 +150,8 @@ def test_every_emitted_attribute_is_in_the_table(spans, captured):
     spans.axonize_batches([BatchEvent(SOURCE, 5, 9, 8, 1, 1, (7,), (3,), (1,), (0,), device_ns=2_500_000, **told)])
     assert captured.spans[-1].attributes[names.DEVICE_TIME_MS] == 2.5
     emitted = {(name, span.name) for span in captured.spans for name in span.attributes}
+    where = ("request", "prefill", "decode", "batch")
+    emitted |= {(names.GPU_COMPUTE_RESOURCES, phase) for phase in where}  # an engine of several, see below
     phases = ("request", "queue", "preempted", "prefill", "decode", "batch")
     table = {
         (a.name, phase) for a in names.ATTRIBUTES for phase in (phases if a.spans == "all" else a.spans.split(", "))
@@ -171,3 +174,47 @@ def test_a_preempted_request_has_spans_for_what_it_lost(spans, captured):
     assert prefill[names.RECOMPUTED_TOKENS] == 9
     assert prefill[names.CHUNK_STEP] == pack("<2Q", 4, 5)
     assert prefill[names.CHUNK_TOKENS] == pack("<2I", 8, 1)
+
+
+def test_an_engine_names_the_devices_of_its_workers(captured):
+    """The engine core drives none: its spans name those of its workers by rank, with their sums and means."""
+
+    class TwoGpus(SimulatedProvider):
+        def resources(self):
+            second = PhysicalGpu("GPU-1", "Simulated GPU", 1, None)
+            return [*super().resources(), ComputeResource(second.uuid, second)]
+
+        def resolve(self, source):
+            return self.resources()[source.device[1]] if source.device[0] != "workers" else None
+
+    def source(role, rank, device):
+        return SourceInfo(
+            "i", "vllm", "s", "m", "vllm", device, {"ai.engine.id": "e/0", "ai.role": role, "ai.rank": rank}, 1
+        )
+
+    clock, plugins = FakeClock(1_000), Plugins()
+    sampler = Sampler(TwoGpus(clock), 1.0, clock)
+    core, lonely = source("engine", "", ("workers", 0, None)), source("engine", "", ("workers", 0, None))
+    lonely.resource["ai.engine.id"] = "another/0"
+    sampler.contexts.appear([core, source("worker", "1", ("cuda", 1, None)), source("worker", "0", ("cuda", 0, None))])
+    sampler.sample_once()
+    plugins.register(captured)
+    spans = Spans(AgentContext(Settings(), plugins, sampler), CountingIds())
+    batch = (5, 9, 8, 1_000, 1, (7,), (3,), (1,), (0,))
+    spans.axonize_batches([BatchEvent(SOURCE, *batch), BatchEvent(core, *batch), BatchEvent(lonely, *batch)])
+    one, both, none = (span.attributes for span in captured.spans)
+    assert both[names.GPU_COMPUTE_RESOURCES] == ["GPU-simulated-0", "GPU-1"]
+    assert both[names.GPU_COMPUTE_RESOURCE] == "GPU-simulated-0"
+    assert both[names.GPU_POWER_W] == pytest.approx(2 * one[names.GPU_POWER_W])
+    assert both[names.GPU_UTILIZATION] == pytest.approx(one[names.GPU_UTILIZATION])
+    assert names.GPU_COMPUTE_RESOURCES not in one
+    assert none[names.GPU_PROVENANCE] == "unavailable"
+    assert captured.spans[1].resource.attributes[names.GPU_CONTEXT].endswith("/cuda:0")
+    assert [context.source.device[0] for context in sampler.contexts.live()] == ["cuda", "cuda"]
+    spans.axonize_batches([BatchEvent(core, 6, 9, 8, 1_000, 1, (), (), (), (), counts=(4, 8, 3))])
+    counted = captured.spans[-1].attributes
+    assert [counted[name] for name in (names.BATCH_SIZE, names.BATCH_PREFILL_TOKENS, names.BATCH_DECODE_TOKENS)] == [
+        4,
+        8,
+        3,
+    ]

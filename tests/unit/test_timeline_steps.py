@@ -230,6 +230,21 @@ def test_what_front_ends_say_is_handed_on():
     assert answer.source.engine == "vllm"
 
 
+def test_a_step_of_which_only_counts_are_known():
+    """Where the scheduler is not recorded, vLLM's own statistics still say how large a step was."""
+    engine = Engine()
+    (step,) = engine.tell((Kind.STEP_COUNTS, 9, [1, 40, 1, 8, 3, 3, 4, 0, 0.5], 100)).batches
+    assert (step.start_ns, step.duration_ns, step.counts, step.request_seqs) == (60, 40, (4, 8, 3), ())
+    assert (step.running, step.waiting, step.kv_cache_usage, step.engine_step) == (4, 0, 0.5, 9)
+
+
+def test_device_times_are_handed_on():
+    """The pipeline joins them to the steps."""
+    engine = Engine()
+    found = engine.tell((Kind.STEP_DEVICE, 0, ["e/0", [[1, 500], [2, 600]]], 100)).device_times
+    assert found == [("e/0", 1, 500), ("e/0", 2, 600)]
+
+
 def test_tokens_that_do_not_add_up_are_said_to_be_incomplete():
     """Where the engine counts other tokens than its steps gave, something of it was not seen."""
     engine = Engine()

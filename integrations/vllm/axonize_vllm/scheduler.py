@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from axonize_core.frames import Kind
 from axonize_core.recorder import get_recorder
+from axonize_core.settings import get_settings
 from axonize_vllm import requests
 from axonize_vllm._supported import missing
 from axonize_vllm.source import engine_source
@@ -126,6 +127,17 @@ class _Requests:
                 handle, request = known
                 self._recorder.emit(Kind.REQUEST_END, handle, requests.ended(request, self._block_size))
 
+    def members(self, output: Any) -> tuple[Any, ...] | None:
+        """Return who is in a step and where their tokens begin; None for one not worth telling, or too much to keep."""
+        members = output.num_scheduled_tokens
+        if not members and not output.preempted_req_ids:
+            return None
+        if self._recorder.queued() * len(members) > MOST_MEMBERS:
+            self._recorder.count_dropped(1)
+            return None
+        cached = output.scheduled_cached_reqs
+        return members, cached.req_ids, cached.num_computed_tokens
+
     def place(self, new: list[Any]) -> tuple[tuple[str, int, int], ...]:
         """Return what was computed before of requests that are scheduled for the first time, and their prompts."""
         live = self._scheduler.requests
@@ -150,11 +162,16 @@ def _steps(
     waiting, held = _waiting(scheduler)
     kv_cache, all_blocks = _kv_cache(scheduler)
     last: dict[str, int] | None = None
-    repeats = step = 0
+    repeats = step = planned_steps = 0
+    timed = get_settings().vllm_device_time
 
     def schedule(*args: Any, **kwargs: Any) -> Any:
         start_ns = clock()
         output = original_schedule(*args, **kwargs)
+        if timed:
+            nonlocal planned_steps
+            # The output travels to the workers as it is, and with it which step they measure.
+            output.axonize_step = planned_steps = planned_steps + 1
         plan((output, start_ns, clock()))
         return output
 
@@ -175,20 +192,15 @@ def _steps(
         while planned is not output:  # an engine that gave a step up
             planned, start_ns, scheduled_ns = next_plan()
         members, new, preempted = output.num_scheduled_tokens, output.scheduled_new_reqs, output.preempted_req_ids
-        if members == last and repeats < MOST_REPEATS and not new:
+        if members and members == last and repeats < MOST_REPEATS and not new:
             repeats += 1
             told = None
-        elif members or preempted:
-            repeats, last = 0, members
-            if recorder.queued() * len(members) > MOST_MEMBERS:
-                last = None
-                recorder.count_dropped(1)
-                return
-            cached = output.scheduled_cached_reqs
-            told = (members, cached.req_ids, cached.num_computed_tokens)
         else:
-            return
-        step += 1
+            told = watch.members(output)
+            repeats, last = 0, None if told is None else members
+            if told is None:
+                return
+        step = output.axonize_step if timed else step + 1
         emit(
             kind,
             step,
