@@ -113,9 +113,16 @@ class Batch(TypedDict):
     model: str
     start_time: str
     duration_ms: float
+    schedule_ms: float | None
+    execute_ms: float | None
+    update_ms: float | None
+    device_ms: float | None
     size: int
     prefill_tokens: int
     decode_tokens: int
+    running: int | None
+    waiting: int | None
+    kv_cache_usage: float | None
     compute_resource: str | None
     gpu_provenance: str | None
     members: list[Member]

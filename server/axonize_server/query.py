@@ -34,7 +34,9 @@ _BATCH = f"""
     lower(hex(trace_id)) AS trace_id, lower(hex(span_id)) AS span_id, step_seq,
     nullIf(instance_id, '') AS instance_id, service, nullIf(engine, '') AS engine, model,
     {_TIME} AS start_time, toUnixTimestamp64Nano(batches.start_time) AS start_ns, duration_ns / 1e6 AS duration_ms,
-    ifNull(size, length(member_request_seq)) AS size, prefill_tokens, decode_tokens,
+    schedule_ns / 1e6 AS schedule_ms, execute_ns / 1e6 AS execute_ms, update_ns / 1e6 AS update_ms,
+    device_ns / 1e6 AS device_ms, ifNull(size, length(member_request_seq)) AS size, prefill_tokens, decode_tokens,
+    running, waiting, toFloat64(kv_cache_usage) AS kv_cache_usage,
     nullIf(compute_resource, '') AS compute_resource, nullIf(gpu_provenance, '') AS gpu_provenance,
     member_request_seq, member_prefill_tokens, member_decode_tokens, member_context_tokens"""
 

@@ -70,9 +70,16 @@ BATCH_FIELDS = [
     "model",
     "start_time",
     "duration_ms",
+    "schedule_ms",
+    "execute_ms",
+    "update_ms",
+    "device_ms",
     "size",
     "prefill_tokens",
     "decode_tokens",
+    "running",
+    "waiting",
+    "kv_cache_usage",
     "compute_resource",
     "gpu_provenance",
     "members",
@@ -207,6 +214,27 @@ def test_members_are_unknown_until_their_request_is_stored(store, write_segment)
     assert (empty["members"], empty["size"]) == ([], 0)
     assert one["size"] == 1
     assert one["members"] == [dict.fromkeys(MEMBER_FIELDS) | {"request_seq": 7}]
+
+
+def test_what_a_step_says_of_its_time_and_its_engine(store, write_segment):
+    """Schedule, execute, update and device time come back to the nanosecond; what a step does not say is null."""
+    now = time.time_ns()
+    said = {
+        names.BATCH_SCHEDULE_MS: 0.031457,
+        names.BATCH_EXECUTE_MS: 18.204001,
+        names.BATCH_UPDATE_MS: 0.0,
+        names.DEVICE_TIME_MS: 17.9,
+        names.BATCH_RUNNING: 0,
+        names.BATCH_WAITING: 12,
+        names.BATCH_KV_CACHE_USAGE: 0.37251,
+    }
+    steps = [own_span("batch", now, now + 5, said), own_span("batch", now + 1, now + 6, {})]
+    segment = write_segment(*as_requests(steps, {}))
+    store.insert(segment.path, segment.signal, segment.id)
+    silent, told = batches(store, **TENANT)
+    fields = ("schedule_ms", "execute_ms", "update_ms", "device_ms", "running", "waiting", "kv_cache_usage")
+    assert [told[field] for field in fields] == [0.031457, 18.204001, 0.0, 17.9, 0, 12, 0.3725]
+    assert [silent[field] for field in fields] == [None] * 7
 
 
 @pytest.fixture

@@ -143,6 +143,41 @@ def test_batches_hold_the_members_sent(store, write_segment):
         assert row["duration_ns"] == step.end_time_unix_nano - step.start_time_unix_nano
 
 
+def test_a_step_that_says_no_number_stops_nobody(store, write_segment):
+    """A time or share that is NaN, infinite or beyond its column is null; the rest of the segment is stored."""
+    now = time.time_ns()
+    odd = {
+        names.BATCH_SCHEDULE_MS: float("nan"),
+        names.BATCH_EXECUTE_MS: float("inf"),
+        names.BATCH_UPDATE_MS: 1e300,
+        names.BATCH_KV_CACHE_USAGE: float("nan"),
+        names.BATCH_RUNNING: 2**63 - 1,
+    }
+    steps = [own_span("batch", now, now + 1, odd), own_span("batch", now + 1, now + 2, {names.BATCH_UPDATE_MS: 1.5})]
+    insert(store, write_segment(*as_requests(steps, {})))
+    columns = "schedule_ns, execute_ns, update_ns, kv_cache_usage, running"
+    rows = store.query(f"SELECT {columns} FROM {store.database}.batches ORDER BY start_time")
+    assert [[*row.values()] for row in rows] == [[None, None, None, None, 2**63 - 1], [None, None, 1_500_000, None, None]]
+
+
+def test_steps_of_before_stay_as_they_are(empty_store, settings, write_segment, monkeypatch):
+    """Steps stored before the columns were there have nulls in them, and the next step fills them."""
+    from axonize_server import migrate
+
+    whole = migrate.load("clickhouse")
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate, "load", lambda _: [found for found in whole if found.number < 10])
+        migrate.migrate_store(empty_store, settings)
+    now = time.time_ns()
+    said = {names.BATCH_SEQ: 1, names.BATCH_SCHEDULE_MS: 0.25, names.BATCH_WAITING: 3}
+    insert(empty_store, write_segment(*as_requests([own_span("batch", now, now + 1, said)], {})))
+    assert [done.number for done in migrate.migrate_store(empty_store, settings)][:1] == [10]
+    later = own_span("batch", now + 1, now + 2, said | {names.BATCH_SEQ: 2})
+    insert(empty_store, write_segment(*as_requests([later], {})))
+    rows = empty_store.query(f"SELECT step_seq, schedule_ns, waiting FROM {empty_store.database}.batches ORDER BY 1")
+    assert [[*row.values()] for row in rows] == [[1, None, None], [2, 250_000, 3]]
+
+
 def _packed(values, width):
     return b"".join(value.to_bytes(width, "little") for value in values)
 
