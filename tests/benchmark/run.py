@@ -14,6 +14,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ONLY_WHEN_NAMED = {"bench_outage"}
+NOT_ALONE = ("bench_table", "bench_vllm_")
+"""Parts of others: bench_vllm runs its own in the environment that has vLLM."""
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from bench_table import print_table  # noqa: E402  its folder is put on the path above
@@ -21,7 +23,7 @@ from bench_table import print_table  # noqa: E402  its folder is put on the path
 
 def main(wanted: list[str], *, strict: bool) -> int:
     """Return how many benchmarks could not run and, if ``strict``, how many numbers missed their target."""
-    names = [path.stem for path in sorted(HERE.glob("bench_*.py")) if path.stem != "bench_table"]
+    names = [path.stem for path in sorted(HERE.glob("bench_*.py")) if not path.stem.startswith(NOT_ALONE)]
     rows, broken = [], []
     for name in names:
         if name.removeprefix("bench_") not in wanted if wanted else name in ONLY_WHEN_NAMED:

@@ -1,0 +1,95 @@
+"""A real vLLM engine in this process, and a load on it that stays the same: what the micro and paired rows run on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+# Before vLLM is imported: the engine on this very thread, one thread for a step, and no network.
+os.environ.update(
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    OMP_NUM_THREADS="1",
+    HF_HUB_OFFLINE="1",
+    VLLM_NO_USAGE_STATS="1",
+    DO_NOT_TRACK="1",
+    VLLM_CPU_KVCACHE_SPACE="1",
+    VLLM_LOGGING_LEVEL="ERROR",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+PROMPT_TOKENS = 16
+
+
+def tiny_model() -> str:
+    """Return the folder of the model: in the environment, or beside it."""
+    prefix = Path(sys.prefix)
+    return str(next(path for path in (prefix / "tiny", prefix.parent / "tiny") if path.exists()))
+
+
+def make_engine(most: int):
+    """Return vLLM's LLMEngine for so many requests at a time."""
+    from vllm import LLM
+
+    llm = LLM(
+        tiny_model(),
+        dtype="float32",
+        enforce_eager=True,
+        distributed_executor_backend="uni",
+        max_model_len=1024,
+        max_num_seqs=most,
+        enable_prefix_caching=False,
+        disable_log_stats=False,
+    )
+    return llm.llm_engine
+
+
+def scheduler_of(engine):
+    """Return the scheduler of an engine that runs in this process."""
+    return engine.engine_core.engine_core.scheduler
+
+
+class Load:
+    """So many requests at a time, each of ``answer_tokens``: where one ends the next begins, spread evenly over steps."""
+
+    def __init__(self, engine, batch: int, answer_tokens: int = 64) -> None:
+        from vllm import SamplingParams
+
+        self._engine = engine
+        self._batch = batch
+        self.answer_tokens = answer_tokens
+        self._params = SamplingParams
+        self._ids = itertools.count()
+
+    def fill(self, *, spread: bool = True) -> None:
+        """Begin, with answers of different lengths unless all shall end together."""
+        for place in range(self._batch):
+            self._add(max(1, self.answer_tokens * (place + 1) // self._batch) if spread else self.answer_tokens)
+
+    def steps(self, count: int) -> int:
+        """Run so many steps of the engine; return their time in ns."""
+        step, clock = self._engine.step, time.perf_counter_ns
+        started_ns = clock()
+        for _ in range(count):
+            for output in step():
+                if output.finished:
+                    self._add(self.answer_tokens)
+        return clock() - started_ns
+
+    def drain(self) -> None:
+        """Let those that are left end."""
+        while self._engine.has_unfinished_requests():
+            self._engine.step()
+
+    def _add(self, tokens: int) -> None:
+        params = self._params(max_tokens=tokens, ignore_eos=True, temperature=0.0)
+        prompt = {"prompt_token_ids": [7 + k for k in range(PROMPT_TOKENS)]}
+        self._engine.add_request(f"bench-{next(self._ids)}", prompt, params)
+
+
+def say_rows(rows) -> None:
+    """Hand the rows to ``bench_vllm.py``, which started this process."""
+    print("rows: " + json.dumps([list(row) for row in rows]), flush=True)
