@@ -128,9 +128,11 @@ def api_batch(step=41, members=3, **fields):
         "model": "tiny-llama",
         "start_time": "2026-03-01T10:20:01.000000000Z",
         "duration_ms": 4.25,
+        **dict.fromkeys(("schedule_ms", "execute_ms", "update_ms", "device_ms")),
         "size": members,
         "prefill_tokens": 0,
         "decode_tokens": members,
+        **dict.fromkeys(("running", "waiting", "kv_cache_usage")),
         "compute_resource": SIMULATED,
         "gpu_provenance": "simulated",
         "members": [

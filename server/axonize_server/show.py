@@ -40,6 +40,7 @@ _NAME_SHOWN = 18
 _UUID_SHOWN = 13
 _VALUES_LISTED = 3
 _NEVER_DROPPED = 0
+_CUT_SHORT = ("abort", "cancelled")
 
 Row = Any
 
@@ -89,8 +90,10 @@ def print_batch(console: Console, batch: Batch) -> None:
         Text(f"batch {units.count(batch['step_seq'])}", "bold magenta"),
         Text(units.clock(batch["start_time"], date=True)),
         Text(units.duration(batch["duration_ms"])),
+        Text(_step_parts(batch)),
         Text(units.plural(batch["size"], "request")),
         Text(_step_tokens(batch)),
+        *_engine_facts(batch),
         _device_fact(console, batch),
     )
     print_facts(console, parts)
@@ -155,18 +158,31 @@ def _request_columns(console: Console, requests: Sequence[Request]) -> list[Colu
 def _batch_columns(console: Console, batches: Sequence[Batch]) -> list[Column]:
     short = short_ids(console, [batch["instance_id"] for batch in batches])
     dated = _dated(console, batches)
-    return [
+    columns = [
         Column("time", lambda b: Text(units.clock(b["start_time"], date=dated))),
-        Column("instance", lambda b: Text(short(b["instance_id"])), gives_way=3, shared=True),
+        Column("instance", lambda b: Text(short(b["instance_id"])), gives_way=1, shared=True),
         Column("service", lambda b: _plain(b["service"]), gives_way=9, shared=True),
-        Column("model", lambda b: _plain(b["model"]), gives_way=4, shared=True),
+        Column("model", lambda b: _plain(b["model"]), gives_way=6, shared=True),
         Column("step", lambda b: _count(b["step_seq"]), right=True),
         Column("requests", lambda b: _count(b["size"]), right=True),
         Column("prefill", lambda b: _count(b["prefill_tokens"]), right=True),
         Column("decode", lambda b: _count(b["decode_tokens"]), right=True),
         Column("took", lambda b: _duration(b["duration_ms"]), right=True),
-        _device_column(console, gives_way=2),
     ]
+    # On a terminal, those of the engine's own that it says.
+    said_by_engine = {
+        "schedule_ms": Column("schedule", lambda b: _duration(b["schedule_ms"]), gives_way=7, right=True),
+        "execute_ms": Column("execute", lambda b: _duration(b["execute_ms"]), gives_way=7, right=True),
+        "update_ms": Column("update", lambda b: _duration(b["update_ms"]), gives_way=7, right=True),
+        "device_ms": Column("device", lambda b: _duration(b["device_ms"]), gives_way=8, right=True),
+        "running": Column("run", lambda b: _count(b["running"]), gives_way=4, right=True),
+        "waiting": Column("wait", lambda b: _count(b["waiting"]), gives_way=2, right=True),
+        "kv_cache_usage": Column("KV", lambda b: _share(b["kv_cache_usage"]), gives_way=3, right=True),
+    }
+    for name, column in said_by_engine.items():
+        if not console.is_terminal or any(row[name] is not None for row in batches):  # type: ignore[literal-required]
+            columns.append(column)
+    return [*columns, _device_column(console, gives_way=5)]
 
 
 def _member_columns(console: Console, members: Sequence[Member]) -> list[Column]:
@@ -245,12 +261,31 @@ def _status(request: Request) -> Text:
         return Text(request["error_type"] or "error", "bold red")
     if request["incomplete"]:
         return Text("incomplete", "yellow")
-    return Text(request["finish_reason"] or request["status"], "green")
+    reason = request["finish_reason"] or request["status"]
+    return Text(reason, "yellow" if reason in _CUT_SHORT else "green")
 
 
 def _step_tokens(batch: Batch) -> str:
     prefill, decode = units.count(batch["prefill_tokens"]), units.count(batch["decode_tokens"])
     return f"{prefill} prefill + {decode} decode tokens"
+
+
+def _step_parts(batch: Batch) -> str:
+    """Return where a step's time went, as far as its engine says so."""
+    parts = [("schedule", batch["schedule_ms"]), ("execute", batch["execute_ms"]), ("update", batch["update_ms"])]
+    if batch["device_ms"] is not None:
+        parts.append(("on the device", batch["device_ms"]))
+    return " | ".join(f"{name} {units.duration(ms)}" for name, ms in parts if ms is not None)
+
+
+def _engine_facts(batch: Batch) -> list[Text]:
+    """Return what the engine said of itself after the step."""
+    counts = [(batch["running"], "running"), (batch["waiting"], "waiting")]
+    usage = batch["kv_cache_usage"]
+    return [
+        Text(", ".join(f"{count:,} {what}" for count, what in counts if count is not None)),
+        Text("" if usage is None else f"KV cache {units.share(usage)}"),
+    ]
 
 
 def _device_fact(console: Console, row: Batch) -> Text:
@@ -266,6 +301,10 @@ def _dated(console: Console, rows: Iterable[Mapping[str, Any]]) -> bool:
 
 def _duration(ms: float | None) -> Text:
     return Text(units.duration(ms), "" if ms is not None else "dim")
+
+
+def _share(value: float | None) -> Text:
+    return Text(units.share(value), "" if value is not None else "dim")
 
 
 def _count(value: int | None) -> Text:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
-__all__ = ["UNKNOWN", "bytes_text", "clock", "count", "duration", "epoch_ns", "plural"]
+__all__ = ["UNKNOWN", "bytes_text", "clock", "count", "duration", "epoch_ns", "plural", "share"]
 
 UNKNOWN = "–"
 _US_PER_MS = 1000.0
@@ -35,6 +35,11 @@ def _three(value: float) -> str:
 def count(value: int | None) -> str:
     """Return a count with thousands separators."""
     return UNKNOWN if value is None else f"{value:,}"
+
+
+def share(value: float | None) -> str:
+    """Return a share of 0 to 1 as a percentage with one decimal."""
+    return UNKNOWN if value is None else f"{value * 100:.1f} %"
 
 
 def plural(value: int, one: str, many: str = "") -> str:

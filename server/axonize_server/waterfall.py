@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +11,7 @@ from rich.text import Text
 from axonize_core import attributes as names
 from axonize_server import units
 from axonize_server.show import print_facts, resource_text
+from axonize_server.span_notes import span_notes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["print_trace"]
 
-_COLOURS = {"request": "blue", "queue": "yellow", "prefill": "cyan", "decode": "green", "batch": "magenta"}
+_COLOURS = {
+    "request": "blue",
+    "queue": "yellow",
+    "prefill": "cyan",
+    "decode": "green",
+    "preempted": "bright_yellow",
+    "batch": "magenta",
+}
 _WIDEST = 140
 _NARROWEST_BAR = 12
 _GAPS = 4
@@ -134,45 +142,7 @@ def _details(lines: list[_Line]) -> Table:
     """Return what the spans say beyond their times, errors in red."""
     table = Table.grid(padding=(0, 2, 0, 0))
     for line in lines:
-        note = Text(" · ", "dim").join([*_notes(line.span), *_errors(line.span)])
+        note = Text(" · ", "dim").join(span_notes(line.span))
         if note:
             table.add_row(Text(line.span["name"], "dim"), note)
     return table
-
-
-def _notes(span: Span) -> list[Text]:
-    values = span["attributes"]
-    notes = [
-        _counted(values.get(names.INPUT_TOKENS), "token", " in"),
-        _counted(values.get(names.OUTPUT_TOKENS), "token", " out"),
-        _counted(values.get(names.STEPS), "step"),
-        _seconds(values.get(names.LATENCY_TTFT_S), "TTFT"),
-        _seconds(values.get(names.LATENCY_TPOT_S), "TPOT"),
-        _milliseconds(values.get(names.ITL_P50_MS), "between tokens p50"),
-        _milliseconds(values.get(names.ITL_P99_MS), "p99"),
-        _milliseconds(values.get(names.ITL_MAX_MS), "max"),
-        ", ".join(map(str, values.get(names.FINISH_REASONS) or ())),
-        "incomplete" if values.get(names.INCOMPLETE) else "",
-    ]
-    if span["links"]:
-        notes.append(f"links to {len(span['links'])} spans")
-    return [Text(note) for note in notes if note]
-
-
-def _errors(span: Span) -> list[Text]:
-    if span["status"] != "error":
-        return []
-    said = [span["attributes"].get(names.ERROR_TYPE), span["status_message"]]
-    return [Text(": ".join(dict.fromkeys(str(part) for part in said if part)) or "error", "red")]
-
-
-def _counted(value: Any, noun: str, direction: str = "") -> str:
-    return "" if value is None else units.plural(value, noun) + direction
-
-
-def _seconds(value: Any, title: str) -> str:
-    return "" if value is None else f"{title} {units.duration(value * 1000)}"
-
-
-def _milliseconds(value: Any, title: str) -> str:
-    return "" if value is None else f"{title} {units.duration(value)}"

@@ -157,7 +157,10 @@ def test_a_step_that_says_no_number_stops_nobody(store, write_segment):
     insert(store, write_segment(*as_requests(steps, {})))
     columns = "schedule_ns, execute_ns, update_ns, kv_cache_usage, running"
     rows = store.query(f"SELECT {columns} FROM {store.database}.batches ORDER BY start_time")
-    assert [[*row.values()] for row in rows] == [[None, None, None, None, 2**63 - 1], [None, None, 1_500_000, None, None]]
+    assert [[*row.values()] for row in rows] == [
+        [None, None, None, None, 2**63 - 1],
+        [None, None, 1_500_000, None, None],
+    ]
 
 
 def test_steps_of_before_stay_as_they_are(empty_store, settings, write_segment, monkeypatch):
