@@ -1,0 +1,135 @@
+"""A client of an OpenAI-compatible server that keeps its own clock: what it asked, what came when, how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+__all__ = ["Answer", "complete", "run"]
+
+TIMEOUT_S = 120.0
+
+
+@dataclass
+class Answer:
+    """One request as its client saw it; times are ``perf_counter_ns``, ``epoch_ns()`` turns them into epoch."""
+
+    request_id: str
+    """What we sent as X-Request-Id; vLLM makes ``cmpl-<it>-0`` of it."""
+    sent_ns: int = 0
+    ended_ns: int = 0
+    status: int | None = None
+    finish_reasons: dict[int, str] = field(default_factory=dict)
+    """By index of the choice: one, unless n was asked for."""
+    chunks_ns: dict[int, list[int]] = field(default_factory=dict)
+    """When each piece of a choice came; the client's time to first token is ``chunks_ns[0][0] - sent_ns``."""
+    texts: dict[int, str] = field(default_factory=dict)
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    """Of all choices together; None where the answer was cut off."""
+    aborted: bool = False
+    error: str | None = None
+    _epoch_offset_ns: int = 0
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self.finish_reasons.get(0)
+
+    def epoch_ns(self, time_ns: int) -> int:
+        return time_ns + self._epoch_offset_ns
+
+
+async def complete(
+    client: httpx.AsyncClient,
+    request_id: str,
+    prompt: Any = "hello world",
+    *,
+    abort_after: int | None = None,
+    headers: dict[str, str] | None = None,
+    **body: Any,
+) -> Answer:
+    """Stream one ``/v1/completions``.
+
+    Args:
+        client: its base URL is the server's.
+        request_id: sent as X-Request-Id.
+        prompt: a text, or a list of token ids.
+        abort_after: close the connection after so many pieces.
+        headers: more of them, such as traceparent.
+        body: more of the request, such as max_tokens, stop, n; 16 tokens, greedy, end of text ignored unless given.
+    """
+    answer = Answer(request_id)
+    asked = {
+        "model": "tiny",
+        "prompt": prompt,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "max_tokens": 16,
+        "temperature": 0.0,
+        "ignore_eos": True,
+        **body,
+    }
+    answer.sent_ns, answer._epoch_offset_ns = time.perf_counter_ns(), time.time_ns() - time.perf_counter_ns()
+    try:
+        sent = {"X-Request-Id": request_id, **(headers or {})}
+        async with client.stream("POST", "/v1/completions", json=asked, headers=sent) as response:
+            answer.status = response.status_code
+            if response.status_code != 200:
+                answer.error = (await response.aread()).decode(errors="replace")
+            else:
+                await _read(answer, response, abort_after)
+    except httpx.HTTPError as e:
+        answer.error = f"{type(e).__name__}: {e}"
+    answer.ended_ns = time.perf_counter_ns()
+    return answer
+
+
+async def _read(answer: Answer, response: httpx.Response, abort_after: int | None) -> None:
+    pieces = 0
+    async for line in response.aiter_lines():
+        now_ns = time.perf_counter_ns()
+        if not line.startswith("data: ") or line == "data: [DONE]":
+            continue
+        piece = json.loads(line[len("data: ") :])
+        if "error" in piece:
+            answer.error = str(piece["error"])
+            return
+        if piece.get("usage"):
+            answer.prompt_tokens = piece["usage"]["prompt_tokens"]
+            answer.completion_tokens = piece["usage"]["completion_tokens"]
+        for choice in piece["choices"]:
+            index = choice["index"]
+            answer.chunks_ns.setdefault(index, []).append(now_ns)
+            answer.texts[index] = answer.texts.get(index, "") + choice["text"]
+            if choice["finish_reason"]:
+                answer.finish_reasons[index] = choice["finish_reason"]
+            pieces += 1
+        if abort_after is not None and pieces >= abort_after:
+            answer.aborted = True
+            return
+
+
+def run(base_url: str, asked: list[dict[str, Any]], concurrency: int = 1) -> list[Answer]:
+    """Ask everything, so many at a time, and return the answers in the order of the questions.
+
+    Each is the arguments of ``complete()``; ``request_id`` is ``r-<place>`` unless given, ``delay_s`` waits before.
+    """
+
+    async def all_of_it() -> list[Answer]:
+        turn = asyncio.Semaphore(concurrency)
+        limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+        async with httpx.AsyncClient(base_url=base_url, timeout=TIMEOUT_S, limits=limits) as client:
+
+            async def one(place: int, question: dict[str, Any]) -> Answer:
+                await asyncio.sleep(question.pop("delay_s", 0.0))
+                async with turn:
+                    return await complete(client, **{"request_id": f"r-{place}", **question})
+
+            return await asyncio.gather(*(one(k, dict(question)) for k, question in enumerate(asked)))
+
+    return asyncio.run(all_of_it())
