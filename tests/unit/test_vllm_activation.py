@@ -245,6 +245,20 @@ def test_missing_scheduler_falls_back_with_one_line(modules, environment, monkey
     assert "vLLM's own statistics" in caplog.text
 
 
+def test_processes_of_a_server_leave_the_line_to_it(modules, environment, monkeypatch, caplog):
+    """They all find the same; each counts it."""
+    from axonize_core.recorder import get_recorder
+
+    environment.setenv("AXONIZE_ENABLED", "1")
+    monkeypatch.setattr("axonize_vllm._supported.missing", lambda name: f"no {name}")
+    monkeypatch.setattr("multiprocessing.parent_process", object)
+    before = get_recorder().errors["vllm.scheduler.missing"]
+    plugin.register()
+    assert caplog.records == []
+    assert get_recorder().errors["vllm.scheduler.missing"] == before + 1
+    assert plugin.capabilities() == "worker"
+
+
 def test_module_that_fails_stops_neither_vllm_nor_the_others(modules, environment, caplog):
     """It is named, counted, and not among the capabilities."""
     from axonize_core.recorder import get_recorder

@@ -35,8 +35,12 @@ def loggers(monkeypatch, emitted):
         def __init__(self, vllm_config, engine_idxs=None, custom_stat_loggers=None, enable_default_loggers=True):
             self.loggers = [make(vllm_config, index) for index in engine_idxs or [0] for make in custom_stat_loggers]
 
-    for name in ("vllm", "vllm.v1", "vllm.v1.metrics", "vllm.v1.metrics.loggers"):
+    packages = ("vllm", "vllm.v1", "vllm.v1.metrics", "vllm.v1.engine")
+    for name in (*packages, "vllm.v1.metrics.loggers", "vllm.v1.engine.async_llm"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    module = sys.modules["vllm.v1.engine.async_llm"]
+    sys.modules["vllm.v1.engine"].async_llm = module
+    module.load_stat_logger_plugin_factories = lambda: ["another plugin's"]
     module = sys.modules["vllm.v1.metrics.loggers"]
     sys.modules["vllm.v1.metrics"].loggers = module
     module.StatLoggerBase, module.StatLoggerManager = StatLoggerBase, StatLoggerManager
@@ -167,6 +171,14 @@ def test_engine_without_loggers_of_its_own_gets_ours(loggers):
     """vLLM passes None where there are none."""
     assert len(loggers.StatLoggerManager(CONFIG, custom_stat_loggers=None).loggers) == 1
     assert len(loggers.StatLoggerManager(vllm_config=CONFIG).loggers) == 1
+
+
+def test_server_finds_ours_among_the_plugins(loggers):
+    """So it takes statistics though --disable-log-stats was given; the manager that is told of it adds no second one."""
+    factories = sys.modules["vllm.v1.engine.async_llm"].load_stat_logger_plugin_factories()
+    assert factories[0] == "another plugin's"
+    assert issubclass(factories[1], loggers.StatLoggerBase)
+    assert len(loggers.StatLoggerManager(CONFIG, custom_stat_loggers=factories[1:]).loggers) == 1
 
 
 def test_instrumenting_twice_adds_one(loggers):

@@ -7,6 +7,7 @@ plugin raises, so nothing may leave here.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import sys
 from importlib import import_module
 
@@ -74,15 +75,16 @@ def _say_fault(name: str, fault: str) -> None:
         "frontend": "finish reasons and latencies are the engine's, not the client's",
         "stat_logger": "nothing is recorded",
     }
-    logger.warning("axonize: this vLLM lacks what %s needs (%s): %s", name, fault, instead[name])
     _count(f"vllm.{name}.missing")
+    if multiprocessing.parent_process() is None:  # the processes that this one starts would all say the same
+        logger.warning("axonize: this vLLM lacks what %s needs (%s): %s", name, fault, instead[name])
 
 
 def _say_unknown_version() -> None:
     try:
         supported = import_module("axonize_vllm._supported")
         version = str(import_module("vllm").__version__)
-        if not supported.is_supported(version):
+        if not supported.is_supported(version) and multiprocessing.parent_process() is None:
             low, high = (".".join(map(str, bound)) for bound in supported.SUPPORTED)
             logger.warning(
                 "axonize: vllm %s was not tested (>=%s,<%s is); what it has in the same places is recorded",

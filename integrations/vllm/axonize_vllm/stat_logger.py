@@ -33,22 +33,28 @@ _CAPABILITY = (("ai.capability", "stat_logger"),)
 def instrument() -> None:
     """Add our logger to those of every engine that this process makes from now on. Idempotent.
 
+    A server takes its statistics then even under ``--disable-log-stats``, as with any logger that is added; an engine
+    without a server (``LLM``) needs ``disable_log_stats=False``.
+
     Raises:
         AttributeError: this vLLM keeps its loggers elsewhere; nothing was changed.
     """
-    from vllm.v1.metrics import loggers  # noqa: PLC0415 - the user's
+    from vllm.v1.engine import async_llm  # noqa: PLC0415 - the user's
+    from vllm.v1.metrics import loggers  # noqa: PLC0415 - same
 
-    original = loggers.StatLoggerManager.__init__
-    if not hasattr(original, "axonize_original"):
-        loggers.StatLoggerManager.__init__ = _adding(original, _logger_class(loggers.StatLoggerBase))
+    make_manager, find_factories = loggers.StatLoggerManager.__init__, async_llm.load_stat_logger_plugin_factories
+    if not hasattr(make_manager, "axonize_original"):
+        logger_class = _logger_class(loggers.StatLoggerBase)
+        loggers.StatLoggerManager.__init__ = _adding(make_manager, logger_class)
+        async_llm.load_stat_logger_plugin_factories = lambda: [*find_factories(), logger_class]
 
 
 def _adding(original: Callable[..., None], logger_class: type) -> Callable[..., None]:
-    """Return ``StatLoggerManager.__init__`` that has one more logger."""
+    """Return ``StatLoggerManager.__init__`` that has our logger among its own."""
 
     @functools.wraps(original)
     def init(self: Any, *args: Any, custom_stat_loggers: Any = None, **kwargs: Any) -> None:
-        theirs = list(custom_stat_loggers or ())
+        theirs = [factory for factory in custom_stat_loggers or () if factory is not logger_class]
         original(self, *args, custom_stat_loggers=[*theirs, logger_class], **kwargs)
 
     init.axonize_original = original  # type: ignore[attr-defined]
