@@ -148,7 +148,7 @@ class _Requests:
         )
 
 
-def _steps(
+def _steps(  # noqa: C901 - closures of one hot path, each of them short
     scheduler: Any, recorder: Recorder, source: int, watch: _Requests
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return what stands for ``schedule`` and ``update_from_output`` of this scheduler.
@@ -175,11 +175,15 @@ def _steps(
         plan((output, start_ns, clock()))
         return output
 
-    def update_from_output(output: Any, *args: Any, **kwargs: Any) -> Any:
+    # Named as vLLM names them: a call through *args costs 0.14 us more, so only what later versions add goes that way.
+    def update_from_output(scheduler_output: Any, model_runner_output: Any, *more: Any, **named: Any) -> Any:
         update_ns = clock()
-        outputs = original_update(output, *args, **kwargs)
+        if more or named:
+            outputs = original_update(scheduler_output, model_runner_output, *more, **named)
+        else:
+            outputs = original_update(scheduler_output, model_runner_output)
         try:
-            took_part(output, outputs, update_ns)
+            took_part(scheduler_output, outputs, update_ns)
             if scheduler.finished_req_ids:
                 watch.end_finished()
         except Exception:  # noqa: BLE001 - nothing of ours may reach the engine
