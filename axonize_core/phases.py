@@ -111,7 +111,7 @@ def _prefill(request: LiveRequest, progress: Progress, phase: Phase) -> PrefillE
         tokens=None if phase.again else request.input_tokens,
         steps=phase.steps or None,
         cached_tokens=None if phase.again else progress.cached_tokens,
-        recomputed_tokens=sum(tokens for _, tokens in phase.chunks) if phase.again else None,
+        recomputed_tokens=phase.recomputed if phase.again else None,
         chunks=tuple(phase.chunks),
         incomplete=request.incomplete,
     )

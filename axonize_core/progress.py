@@ -29,6 +29,8 @@ class Phase:
     chunks: list[tuple[int, int]] = field(default_factory=list)
     again: bool = False
     """Whether a prefill computes what was computed before and lost when the request was preempted."""
+    recomputed: int = 0
+    """Tokens of it that were."""
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Progress:
 
     def __post_init__(self) -> None:
         self._known = self._boundary = self.prompt_tokens
+        self._lost = 0
 
     @property
     def first_step_ns(self) -> int | None:
@@ -73,7 +76,6 @@ class Progress:
             self.cached_tokens = context
             self._enter("prefill", start_ns)
         elif not self.runs:
-            self._boundary = max(self.prompt_tokens, self.context)
             self._enter("prefill", start_ns)
             self.phases[-1].again = True
         self.context = context
@@ -98,6 +100,7 @@ class Progress:
         phase.steps += 1
         if prefill:
             phase.chunks.append((number, prefill))
+            phase.recomputed += max(0, min(prefill, self._lost - self.context))
         if drafts is not None:
             drafted, tokens = drafts
             self.drafted += drafted
@@ -117,6 +120,9 @@ class Progress:
     def preempt(self, time_ns: int) -> None:
         """Lose everything computed at ``time_ns``; nothing where it was not running."""
         if self.runs:
+            # What it once had counts, and not what it has: it may be taken out again before all that is there again.
+            self._lost = max(self._lost, self.context)
+            self._boundary = max(self._boundary, self._lost)
             self._enter("preempted", time_ns)
 
     def end(self, time_ns: int) -> None:
@@ -132,8 +138,10 @@ class Progress:
         return (gaps[len(gaps) // 2], gaps[int(len(gaps) * 0.99)], gaps[-1]) if gaps else None
 
     def _enter(self, kind: str, time_ns: int) -> None:
-        self._close(time_ns)
-        self.phases.append(Phase(kind, time_ns, len(self.token_ns)))
+        """Begin a phase; a step is planned, and takes somebody out, while the one before it still runs."""
+        begin_ns = max(time_ns, self.phases[-1].start_ns) if self.phases else time_ns
+        self._close(begin_ns)
+        self.phases.append(Phase(kind, begin_ns, len(self.token_ns)))
 
     def _close(self, time_ns: int) -> None:
         if self.phases:

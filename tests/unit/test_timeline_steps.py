@@ -97,6 +97,46 @@ def test_a_preempted_request_computes_again_what_it_lost():
     assert (ended.cached_tokens, len(ended.preemptions)) == (0, 1)
 
 
+def test_only_what_was_computed_before_is_computed_again():
+    """Preempted in the middle of its prompt, and again while that is recomputed: the sums hold, and no token twice."""
+    engine = Engine()
+    engine.open(7, "a")
+    engine.step(1, {"a": 5}, started=[["a", 0, 8]])
+    engine.step(2, {}, preempted=["a"])
+    engine.step(3, {"a": 8}, cached=[("a", 0)])
+    engine.step(4, {"a": 1}, cached=[("a", 8)])
+    engine.step(5, {"a": 1}, cached=[("a", 9)])
+    engine.step(6, {}, preempted=["a"])
+    engine.step(7, {"a": 2}, cached=[("a", 4)])
+    engine.step(8, {}, preempted=["a"])
+    (last,) = engine.step(9, {"a": 7}, cached=[("a", 4)])
+    assert (last.prefill_tokens, last.decode_tokens) == ((6,), (1,))
+    assert not engine.end(7, 990, 4).incomplete
+    assert [e.recomputed_tokens for e in engine.events["prefills"]] == [None, 5, 2, 6]
+    members = [batch for batch in engine.events["batches"] if batch.request_seqs]
+    assert sum(sum(batch.prefill_tokens) for batch in members) == 8 + 5 + 2 + 6
+    assert sum(sum(batch.decode_tokens) for batch in members) == 3
+
+
+def test_a_step_that_is_planned_while_one_runs_may_preempt():
+    """The token of the running step still comes, and the phases follow one another without a gap all the same."""
+    engine = Engine()
+    engine.open(7, "a")
+    engine.step(1, {"a": 8}, started=[["a", 0, 8]])
+    planned = [1, 150, 160, 290, [{}, [], []], None, ["a"], None, 0, 1, 0.25]
+    engine.tell((Kind.STEP, 2, planned, 300))
+    engine.step(4, {"a": 9}, cached=[("a", 0)])
+    ended = engine.end(7, 490, 2)
+    phases = engine.phases()
+    assert phases == [
+        ("prefill", 100, 190),
+        ("decode", 190, 190),
+        ("preempted", 190, 400),
+        ("prefill", 400, 490),
+    ]
+    assert ended.queue_ns + sum(end - start for _, start, end in phases) == ended.duration_ns
+
+
 def test_a_request_preempted_before_it_began_keeps_its_queue():
     """What was never scheduled cannot be preempted, and one that was aborted meanwhile ends preempted."""
     engine = Engine()
