@@ -55,6 +55,10 @@ CHOICE_INDEX = "ai.request.choice.index"
 KV_CACHE_BLOCKS = "ai.kv_cache.blocks"
 CHUNK_STEP = "ai.prefill.chunk.batch_seq"
 CHUNK_TOKENS = "ai.prefill.chunk.tokens"
+RESPONSES = "ai.responses"
+RESPONSE_GAP_P50_MS = "ai.responses.gap.p50_ms"
+RESPONSE_GAP_P99_MS = "ai.responses.gap.p99_ms"
+RESPONSE_GAP_MAX_MS = "ai.responses.gap.max_ms"
 STEPS = "ai.steps"
 DEVICE_TIME_MS = "ai.device_time_ms"
 DEVICE_TIME_SOURCE = "ai.device_time.provenance"
@@ -68,6 +72,7 @@ BATCH_DECODE_TOKENS = "ai.batch.decode_tokens"
 BATCH_SCHEDULE_MS = "ai.batch.schedule_ms"
 BATCH_EXECUTE_MS = "ai.batch.execute_ms"
 BATCH_UPDATE_MS = "ai.batch.update_ms"
+BATCH_SAMPLES = "ai.batch.samples"
 BATCH_RUNNING = "ai.batch.running"
 BATCH_WAITING = "ai.batch.waiting"
 BATCH_KV_CACHE_USAGE = "ai.batch.kv_cache.usage"
@@ -123,6 +128,10 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(KV_CACHE_BLOCKS, "int", "{block}", "request", "blocks that its tokens fill in the KV cache"),
     Attribute(CHUNK_STEP, "bytes", "u64 LE each", "prefill", "steps (ai.batch.seq) that computed the prompt"),
     Attribute(CHUNK_TOKENS, "bytes", "u32 LE each", "prefill", "tokens each of these computed"),
+    Attribute(RESPONSES, "int", "{response}", "request, decode", "responses that were sent, of any number of tokens"),
+    Attribute(RESPONSE_GAP_P50_MS, "double", "ms", "decode", "median time between responses"),
+    Attribute(RESPONSE_GAP_P99_MS, "double", "ms", "decode", "99th percentile of time between responses"),
+    Attribute(RESPONSE_GAP_MAX_MS, "double", "ms", "decode", "longest time between responses"),
     Attribute(STEPS, "int", "{step}", "prefill, decode", "engine steps of the phase"),
     Attribute(
         DEVICE_TIME_MS, "double", "ms", "prefill, decode, batch", "by the device's own clock, idle gaps included"
@@ -138,6 +147,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(BATCH_SCHEDULE_MS, "double", "ms", "batch", "choosing the members"),
     Attribute(BATCH_EXECUTE_MS, "double", "ms", "batch", "until the model's output was there"),
     Attribute(BATCH_UPDATE_MS, "double", "ms", "batch", "taking the output over"),
+    Attribute(BATCH_SAMPLES, "int", "{sample}", "batch", "inputs in the batch; a request may bring several"),
     Attribute(BATCH_RUNNING, "int", "{request}", "batch", "requests in the batch after the step"),
     Attribute(BATCH_WAITING, "int", "{request}", "batch", "requests that wait after the step"),
     Attribute(BATCH_KV_CACHE_USAGE, "double", "1", "batch", "share of the KV cache's blocks in use after the step"),

@@ -89,6 +89,32 @@ class Batches:
             **state,
         )
 
+    def of_execution(
+        self,
+        source: SourceInfo,
+        members: Sequence[LiveRequest],
+        times: tuple[int, int],
+        epoch_ns: int,
+        *,
+        samples: int | None,
+        incomplete: bool,
+    ) -> BatchEvent:
+        """Return the execution of a batch, whose tokens nobody counts; ``times`` are start and end, perf_counter."""
+        start_ns, end_ns = times
+        return self._event(
+            source,
+            self.next_step(),
+            start_ns + epoch_ns,
+            duration_ns=end_ns - start_ns,
+            request_seqs=tuple(request.ref.seq for request in members),
+            prefill_tokens=(),
+            decode_tokens=(),
+            context_tokens=(),
+            joined=_joining(members),
+            incomplete=incomplete,
+            samples=samples,
+        )
+
     def of_counts(self, source: SourceInfo, start_ns: int, **state: Any) -> BatchEvent:
         """Return a step of which only counts are known; ``start_ns`` is epoch."""
         nobody: dict[str, Any] = {

@@ -112,6 +112,8 @@ class DecodeEvent(msgspec.Struct, frozen=True, gc=False):
     itl_max_ns: int | None = None
     incomplete: bool = False
     device_ns: int | None = None
+    responses: int | None = None
+    """Where these are counted and not tokens; the statistics then are of the times between them."""
 
 
 class BatchEvent(msgspec.Struct, frozen=True, gc=False):
@@ -146,6 +148,8 @@ class BatchEvent(msgspec.Struct, frozen=True, gc=False):
     """What the engine's own processes number it."""
     counts: tuple[int, int, int] | None = None
     """Members, prompt tokens and tokens decoded, where the engine tells these and not its members."""
+    samples: int | None = None
+    """Inputs in the batch, where a request may bring several."""
 
 
 class GpuProcess(msgspec.Struct, frozen=True, gc=False):

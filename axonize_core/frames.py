@@ -71,6 +71,10 @@ class Kind(IntEnum):
     ANSWER = 9
     STEP_DEVICE = 10
     STEP_COUNTS = 11
+    EXECUTE = 12
+    EXECUTE_END = 13
+    RESPONSE = 14
+    REQUEST_FACT = 15
 
 
 _MANY = int(Kind.MANY)

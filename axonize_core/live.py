@@ -36,6 +36,10 @@ class LiveRequest:
     runs: tuple[Run, ...] = ()
     joined: bool = False
     incomplete: bool = False
+    output_tokens: int | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+    """What was told of its answer before its end."""
 
 
 def parse_traceparent(text: Any) -> tuple[int, int, bool] | None:

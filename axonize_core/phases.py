@@ -83,15 +83,16 @@ def stamped_run(request: LiveRequest, times: Any) -> Run | None:
     return run
 
 
-def of_progress(request: LiveRequest, progress: Progress, end_ns: int) -> Phases:
+def of_progress(request: LiveRequest, progress: Progress, end_ns: int, output_tokens: int | None) -> Phases:
     """Return the phases of a request that was told step by step; with its queue they fill its time without a gap."""
     progress.end(end_ns)
     tokens_ns = progress.token_ns
     queued_until_ns = end_ns if progress.first_step_ns is None else progress.first_step_ns
+    tokens = (output_tokens or 0) if progress.responds else len(tokens_ns)
     return Phases(
-        queue_ns=_since_arrival(request, queued_until_ns),
+        queue_ns=None if progress.responds else _since_arrival(request, queued_until_ns),
         ttft_ns=_since_arrival(request, tokens_ns[0] if tokens_ns else None),
-        tpot_ns=(tokens_ns[-1] - tokens_ns[0]) / (len(tokens_ns) - 1) if len(tokens_ns) > 1 else None,
+        tpot_ns=(tokens_ns[-1] - tokens_ns[0]) / (tokens - 1) if tokens > 1 and len(tokens_ns) > 1 else None,
         prefills=tuple(_prefill(request, progress, phase) for phase in progress.phases if phase.kind == "prefill"),
         decodes=tuple(_decode(request, progress, phase) for phase in progress.phases if phase.kind == "decode"),
         preemptions=tuple(
@@ -124,7 +125,8 @@ def _decode(request: LiveRequest, progress: Progress, phase: Phase) -> DecodeEve
         ref=request.ref,
         start_ns=phase.start_ns + request.epoch_ns,
         duration_ns=phase.end_ns - phase.start_ns,
-        tokens=phase.last_token - phase.first_token,
+        tokens=None if progress.responds else phase.last_token - phase.first_token,
+        responses=phase.last_token - phase.first_token if progress.responds else None,
         steps=phase.steps or None,
         itl_p50_ns=p50_ns,
         itl_p99_ns=p99_ns,

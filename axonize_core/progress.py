@@ -44,6 +44,8 @@ class Progress:
 
     prompt_tokens: int
     generates: bool = True
+    responds: bool = False
+    """Whether responses are counted and not tokens; then the time before the first step is not known either."""
     context: int = 0
     """Tokens whose keys and values are there."""
     cached_tokens: int | None = None
@@ -116,6 +118,13 @@ class Progress:
                 self._enter("decode", end_ns)
                 self.phases[-1].first_token -= tokens
         return prefill, scheduled - prefill
+
+    def respond(self, time_ns: int) -> None:
+        """Give a response, the first of which ends the prefill."""
+        self.token_ns.append(time_ns)
+        if self.phases[-1].kind == "prefill":
+            self._enter("decode", time_ns)
+            self.phases[-1].first_token -= 1
 
     def preempt(self, time_ns: int) -> None:
         """Lose everything computed at ``time_ns``; nothing where it was not running."""

@@ -79,9 +79,7 @@ class Spans:
     @hookimpl
     def axonize_decodes(self, events: Sequence[DecodeEvent]) -> None:
         """Build decode spans with the statistics of the times between tokens."""
-        self._publish(
-            [self._phase("decode", names.OUTPUT_TOKENS, e, _milliseconds(e)) for e in events if e.ref.sampled]
-        )
+        self._publish([self._phase("decode", names.OUTPUT_TOKENS, e, _gaps(e)) for e in events if e.ref.sampled])
 
     @hookimpl
     def axonize_batches(self, events: Sequence[BatchEvent]) -> None:
@@ -157,6 +155,7 @@ class Spans:
             (names.BATCH_SCHEDULE_MS, _ms(event.schedule_ns)),
             (names.BATCH_EXECUTE_MS, _ms(event.execute_ns)),
             (names.BATCH_UPDATE_MS, _ms(event.update_ns)),
+            (names.BATCH_SAMPLES, event.samples),
             (names.BATCH_RUNNING, event.running),
             (names.BATCH_WAITING, event.waiting),
             (names.BATCH_KV_CACHE_USAGE, event.kv_cache_usage),
@@ -257,10 +256,16 @@ def _chunks(event: PrefillEvent) -> dict[str, Any]:
     return found
 
 
-def _milliseconds(event: DecodeEvent) -> dict[str, Any]:
+_TOKEN_GAPS = (names.ITL_P50_MS, names.ITL_P99_MS, names.ITL_MAX_MS)
+_RESPONSE_GAPS = (names.RESPONSE_GAP_P50_MS, names.RESPONSE_GAP_P99_MS, names.RESPONSE_GAP_MAX_MS)
+
+
+def _gaps(event: DecodeEvent) -> dict[str, Any]:
     pairs = zip(
-        (names.ITL_P50_MS, names.ITL_P99_MS, names.ITL_MAX_MS),
+        _TOKEN_GAPS if event.responses is None else _RESPONSE_GAPS,
         (event.itl_p50_ns, event.itl_p99_ns, event.itl_max_ns),
         strict=True,
     )
-    return {name: value / 1e6 for name, value in pairs if value is not None}
+    found: dict[str, Any] = {name: value / 1e6 for name, value in pairs if value is not None}
+    _add(found, (names.RESPONSES, event.responses))
+    return found

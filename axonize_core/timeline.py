@@ -14,6 +14,7 @@ from axonize_core.answers import Answer
 from axonize_core.batches import Batches
 from axonize_core.chunks import as_one
 from axonize_core.events import BatchEvent, DecodeEvent, PrefillEvent, RequestEvent, RequestRef, SourceInfo
+from axonize_core.executions import Executions
 from axonize_core.frames import Kind
 from axonize_core.live import LiveRequest, parse_traceparent
 from axonize_core.phases import Phases, of_progress, of_run, stamped_run
@@ -57,21 +58,26 @@ class Events:
 
 
 class Timeline:
-    """The live requests and runs of one inference process (one connection)."""
+    """The live requests and runs of one inference process (one connection).
+
+    ``epoch_ns`` turns a time of the frame that is being fed into an epoch time.
+    """
 
     def __init__(self, hello: Hello, ids: IdSource) -> None:
+        self.epoch_ns = 0
         self._hello = hello
         self._ids = ids
         self._sources: dict[int, SourceInfo] = {}
         self._requests: dict[int, LiveRequest] = {}
         self._runs: dict[int, Run] = {}
-        self._batches = Batches(ids)
+        self.batches = Batches(ids)
         self._steps_of: dict[int, Steps] = {}
         self._next_seq = 0
         self.dropped_total = 0
         self.errors: Mapping[str, int] = {}
         self.unknown_records = 0
         self.orphan_records = 0
+        self._executions = Executions(self)
         self._handlers: dict[int, Callable[[int, Any, int, Events], None]] = {
             Kind.REQUEST: self._request,
             Kind.RUN: self._run,
@@ -83,12 +89,13 @@ class Timeline:
             Kind.ANSWER: self._answer,
             Kind.STEP_DEVICE: self._step_device,
             Kind.STEP_COUNTS: self._step_counts,
+            **self._executions.handlers,
         }
 
     def feed(self, frame: Records) -> Events:
         """Take one frame and return what it completed. Malformed records are counted, never raised."""
         events = Events()
-        self._epoch_ns = frame.wall_ns - frame.mono_ns
+        self.epoch_ns = frame.wall_ns - frame.mono_ns
         if frame.seq != self._next_seq or frame.dropped_total != self.dropped_total:
             self._mark_incomplete()
         self._next_seq, self.dropped_total, self.errors = frame.seq + 1, frame.dropped_total, frame.errors
@@ -122,10 +129,10 @@ class Timeline:
             # The number of tokens is not known any more, but the steps were seen.
             run.new_tokens, run.incomplete = len(run.times) or None, True
             self._finish_run(run, run.last_ns, events)
-        for request in self._requests.values():
+        self._executions.close(events)
+        for seq, request in list(self._requests.items()):
             request.incomplete = True
-            self._finish_request(request, request.last_ns, (None, None, None, error or "not_finished", None), events)
-        self._requests.clear()
+            self.finish(seq, request.last_ns, (None, None, None, error or "not_finished", None), events)
         self._runs.clear()
         return events
 
@@ -159,7 +166,27 @@ class Timeline:
             self._hello.pid,
         )
 
+    def find(self, seq: int) -> LiveRequest | None:
+        """Return a live request."""
+        return self._requests.get(seq)
+
+    def source(self, source_id: int) -> SourceInfo:
+        """Return one of the sources.
+
+        Raises:
+            KeyError: nobody told of it.
+        """
+        return self._sources[source_id]
+
     def _request(self, handle: int, payload: Any, t_ns: int, _: Events) -> None:
+        self.open(handle, payload, t_ns)
+
+    def open(self, handle: int, payload: Any, t_ns: int) -> LiveRequest:
+        """Begin a request, as a REQUEST record tells of one.
+
+        Raises:
+            KeyError, TypeError, ValueError: this is not what such a record holds.
+        """
         source_id, arrived_ns, request_id, traceparent, operation, input_tokens, attributes, *engine_id = payload
         parent = parse_traceparent(traceparent)
         trace_id, parent_span_id, sampled = parent or (self._ids.generate_trace_id(), 0, True)
@@ -170,7 +197,7 @@ class Timeline:
             request_id=request_id,
             operation=operation,
             arrived_ns=min(arrived_ns or t_ns, t_ns),
-            epoch_ns=self._epoch_ns,
+            epoch_ns=self.epoch_ns,
             input_tokens=input_tokens,
             attributes=_pairs(attributes),
             last_ns=t_ns,
@@ -180,10 +207,11 @@ class Timeline:
             (request.engine_id,) = engine_id
             request.progress = Progress(input_tokens or 0, generates=operation != "embeddings")
             self._steps_of.setdefault(source_id, Steps()).open(request.engine_id, request)
+        return request
 
     def _run(self, handle: int, payload: Any, t_ns: int, _: Events) -> None:
         source_id, seqs, prompt_tokens, mode, *context = payload
-        run = Run(self._sources[source_id], tuple(seqs), tuple(prompt_tokens), mode, t_ns, self._epoch_ns)
+        run = Run(self._sources[source_id], tuple(seqs), tuple(prompt_tokens), mode, t_ns, self.epoch_ns)
         members = self._members(run.seqs)
         run.incomplete = len(members) != len(run.seqs)
         self._runs[handle] = run
@@ -222,7 +250,7 @@ class Timeline:
         self._moved(run)
         if run.mode == "continuous" and run.prompt_tokens:
             self._count_steps(run)
-        events.batches += self._batches.of_run(run, self._members(run.seqs))
+        events.batches += self.batches.of_run(run, self._members(run.seqs))
 
     def _count_steps(self, run: Run) -> None:
         for seq, prefill_tokens in zip(run.seqs, run.prompt_tokens, strict=True):
@@ -239,7 +267,7 @@ class Timeline:
     def _step(self, engine_step: int, payload: Any, t_ns: int, events: Events) -> None:
         source_id, start_ns, scheduled_ns, update_ns, members, started, preempted, drafts, *state = payload
         source, steps = self._sources[source_id], self._steps_of.setdefault(source_id, Steps())
-        number = self._batches.next_step()
+        number = self.batches.next_step()
         found = steps.take(number, (members, started, preempted, drafts, start_ns), t_ns)
         if found is None or found.unknown:
             self.orphan_records += 1
@@ -247,7 +275,7 @@ class Timeline:
             return
         times = (start_ns, scheduled_ns, update_ns, t_ns)
         named = _state(state, engine_step)
-        events.batches.append(self._batches.of_step(source, number, found, times, self._epoch_ns, **named))
+        events.batches.append(self.batches.of_step(source, number, found, times, self.epoch_ns, **named))
 
     def _step_device(self, _: int, payload: Any, __: int, events: Events) -> None:
         engine, measured = payload
@@ -255,21 +283,27 @@ class Timeline:
 
     def _step_counts(self, engine_step: int, payload: Any, t_ns: int, events: Events) -> None:
         source_id, duration_ns, prefills, prefill_tokens, decodes, decode_tokens, *state = payload
-        start_ns, counts = t_ns - duration_ns + self._epoch_ns, (prefills + decodes, prefill_tokens, decode_tokens)
+        start_ns, counts = t_ns - duration_ns + self.epoch_ns, (prefills + decodes, prefill_tokens, decode_tokens)
         named = {"duration_ns": duration_ns, "counts": counts, **_state(state, engine_step)}
-        events.batches.append(self._batches.of_counts(self._sources[source_id], start_ns, **named))
+        events.batches.append(self.batches.of_counts(self._sources[source_id], start_ns, **named))
 
     def _answer(self, handle: int, payload: Any, t_ns: int, events: Events) -> None:
         engine_id, what, *more = payload
-        events.answers.append(Answer(self._sources[handle], engine_id, what, t_ns + self._epoch_ns, tuple(more)))
+        events.answers.append(Answer(self._sources[handle], engine_id, what, t_ns + self.epoch_ns, tuple(more)))
 
     def _members(self, seqs: tuple[int, ...]) -> list[LiveRequest]:
         return [self._requests[seq] for seq in seqs if seq in self._requests]
 
     def _request_end(self, handle: int, payload: Any, t_ns: int, events: Events) -> None:
-        self._finish_request(self._requests.pop(handle), t_ns, payload, events)
+        self.finish(handle, t_ns, payload, events)
 
-    def _finish_request(self, request: LiveRequest, end_ns: int, payload: Any, events: Events) -> None:
+    def finish(self, seq: int, end_ns: int, payload: Any, events: Events) -> None:
+        """End a request, as a REQUEST_END record tells of it.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is not live, or this is not what such a record holds.
+        """
+        request = self._requests.pop(seq)
         finish_reason, input_tokens, output_tokens, error, attributes, *times = payload
         if request.engine_id is not None and request.progress is not None:
             for steps in self._steps_of.values():
@@ -310,7 +344,7 @@ class Timeline:
 
     def _phases(self, request: LiveRequest, times: Any, output_tokens: int | None, end_ns: int) -> Phases:
         if request.progress is not None:
-            return of_progress(request, request.progress, end_ns)
+            return of_progress(request, request.progress, end_ns, output_tokens)
         run = stamped_run(request, times) if times else as_one(request.runs)
         if run is None:
             started_ns = request.first_step_ns
@@ -330,8 +364,8 @@ class Timeline:
         """Close what lost records and has not moved for long, so that a lost end cannot leak state."""
         stale = [s for s, r in self._requests.items() if r.incomplete and now_ns - r.last_ns > EXPIRY_NS]
         for seq in stale:
-            request = self._requests.pop(seq)
-            self._finish_request(request, request.last_ns, (None, None, None, "records_lost", None), events)
+            self.finish(seq, self._requests[seq].last_ns, (None, None, None, "records_lost", None), events)
+        self._executions.expire(self._requests, now_ns - EXPIRY_NS, events)
         orphaned = [h for h, run in self._runs.items() if run.incomplete and not self._members(run.seqs)]
         for handle in orphaned:
             del self._runs[handle]

@@ -101,6 +101,10 @@ def test_kind_numbers_are_wire_format():
         "ANSWER": 9,
         "STEP_DEVICE": 10,
         "STEP_COUNTS": 11,
+        "EXECUTE": 12,
+        "EXECUTE_END": 13,
+        "RESPONSE": 14,
+        "REQUEST_FACT": 15,
     }
 
 

@@ -137,7 +137,7 @@ def test_plugins_can_add_attributes(captured):
 
 def test_every_emitted_attribute_is_in_the_table(spans, captured):
     """Each attribute is defined once, with its unit."""
-    said = [(name, 1) for name in (names.DISCARDED_TOKENS, names.CHOICE_INDEX, names.KV_CACHE_BLOCKS)]
+    said = [(name, 1) for name in (names.RESPONSES, names.DISCARDED_TOKENS, names.CHOICE_INDEX, names.KV_CACHE_BLOCKS)]
     said += [(name, "x") for name in (names.FINISH_REASON_SOURCE, names.FRONTEND_INSTANCE)]
     said += [(names.ADAPTERS, ("a",)), (names.FRONTEND_TTFT_S, 0.1), (names.FRONTEND_E2E_S, 0.2)]
     full = {"input_tokens": 1, "output_tokens": 2, "tpot_ns": 1.0, "finish_reason": "stop", "error": "E"}
@@ -146,7 +146,16 @@ def test_every_emitted_attribute_is_in_the_table(spans, captured):
     again = {"cached_tokens": 1, "recomputed_tokens": 2, "chunks": ((4, 1), (5, 1))}
     spans.axonize_prefills([PrefillEvent(SOURCE, REF, 1, 1, 1, 1, device_ns=1, **again)])
     spans.axonize_decodes([DecodeEvent(SOURCE, REF, 1, 1, 1, 1, 1, 1, 1, device_ns=1)])
-    told = {"schedule_ns": 1, "execute_ns": 2, "update_ns": 3, "running": 1, "waiting": 0, "kv_cache_usage": 0.5}
+    spans.axonize_decodes([DecodeEvent(SOURCE, REF, 1, 1, None, 1, 1, 1, 1, responses=3)])
+    told = {
+        "schedule_ns": 1,
+        "execute_ns": 2,
+        "update_ns": 3,
+        "running": 1,
+        "waiting": 0,
+        "kv_cache_usage": 0.5,
+        "samples": 2,
+    }
     spans.axonize_batches([BatchEvent(SOURCE, 5, 9, 8, 1, 1, (7,), (3,), (1,), (0,), device_ns=2_500_000, **told)])
     assert captured.spans[-1].attributes[names.DEVICE_TIME_MS] == 2.5
     emitted = {(name, span.name) for span in captured.spans for name in span.attributes}
