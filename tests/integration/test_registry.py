@@ -51,9 +51,7 @@ def test_floats_and_lists_of_texts(registry):
     rows = [dict(zip(columns, (uuid, 1, 1 / 7, "t", "t"), strict=True)) for uuid in ("MIG-a", "MIG-b", "MIG-c")]
     with registry.transaction() as run:
         run.upsert("compute_resources", ("uuid", "generation"), columns, rows)
-    sql = (
-        f"SELECT uuid, sm_share FROM compute_resources WHERE uuid IN (SELECT value FROM {registry.texts}) ORDER BY uuid"
-    )
+    sql = f"SELECT uuid, sm_share FROM compute_resources WHERE uuid {registry.among} ORDER BY uuid"
     with registry.reading() as run:
         assert run(sql, (json.dumps(["MIG-c", "MIG-a", "'; --"]),)) == [("MIG-a", 1 / 7), ("MIG-c", 1 / 7)]
 

@@ -26,13 +26,13 @@ class Run(Protocol):
 class Registry(Protocol):
     """A small SQL database; any thread may use it.
 
-    Statements are written once for all databases, but for `texts` and `room_for_updates`.
+    Statements are written once for all databases, but for `among` and `room_for_updates`.
     """
 
     text: str
     """The address as it may be shown: no password is in it."""
-    texts: str
-    """A table of one column `value`, out of one parameter: a JSON array of strings."""
+    among: str
+    """What follows an expression to ask whether it is one of a parameter's: a JSON array of strings."""
     room_for_updates: str
     """What a CREATE TABLE ends with whose rows are replaced all the time."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolTimeout
@@ -35,7 +35,7 @@ _OPTIONS = f"-c lock_timeout={_LOCK_WAIT_S}s -c idle_in_transaction_session_time
 class PostgresRegistry:
     """A pool of connections, made when first used; any thread may use it."""
 
-    texts = "json_array_elements_text(%s::json)"
+    among = "= ANY(ARRAY(SELECT json_array_elements_text(%s::json)))"
     room_for_updates = "WITH (fillfactor = 45)"
 
     def __init__(self, dsn: str) -> None:
@@ -131,11 +131,21 @@ class _Run:
         return cursor.fetchall() if cursor.description else []
 
     def upsert(self, table: str, key: Sequence[str], columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Hand all rows over as one JSON parameter, typed by the table itself."""
+        """Copy all rows into a temporary table, whose types are the table's, and insert them out of it.
+
+        PostgreSQL reads rows while they are sent: half of what 16,000 documents took was to read them as JSON. The
+        temporary table stays with the connection, so the catalog is not written each time, and each commit empties it.
+        It takes the privilege TEMPORARY on the database, which everybody has unless it was revoked.
+        """
         names = ", ".join(columns)
-        source = f"SELECT {names} FROM json_populate_recordset(NULL::{table}, %s::json)"  # noqa: S608  our own names
-        sql = f"INSERT INTO {table} ({names}) {source}{conflict(key, columns)}"
-        self(sql, (msgspec.json.encode(rows).decode(),))
+        values = itemgetter(*columns)
+        new = f"new_{table}"
+        self(f"CREATE TEMPORARY TABLE IF NOT EXISTS {new} (LIKE {table}) ON COMMIT DELETE ROWS")
+        self(f"DELETE FROM {new}")  # noqa: S608  our own names; it has rows where this transaction was here before
+        with self._connection.cursor() as cursor, cursor.copy(f"COPY {new} ({names}) FROM STDIN".encode()) as copy:
+            for row in rows:
+                copy.write_row(values(row))
+        self(f"INSERT INTO {table} ({names}) SELECT {names} FROM {new}{conflict(key, columns)}")  # noqa: S608
 
 
 def _one_line(error: Exception) -> str:

@@ -67,15 +67,16 @@ def link(intervals: Iterable[Interval], cuts: Sequence[int] = (), gap_ns: int = 
     """
     linked: list[Interval] = []
     for first, last in sorted(intervals):
-        if linked and first - linked[-1][1] <= gap_ns and not _between(cuts, linked[-1][1], first):
-            linked[-1] = (linked[-1][0], max(linked[-1][1], last))
+        if linked and first - (end := linked[-1][1]) <= gap_ns and not (cuts and _between(cuts, end, first)):
+            if last > end:
+                linked[-1] = (linked[-1][0], last)
         else:
             linked.append((first, last))
     return linked
 
 
 def _between(cuts: Sequence[int], after: int, until: int) -> bool:
-    return bool(cuts) and bisect_right(cuts, after) < bisect_right(cuts, until)
+    return bisect_right(cuts, after) < bisect_right(cuts, until)
 
 
 def merge(known: Sightings, new: Sightings) -> Sightings:

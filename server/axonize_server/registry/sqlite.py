@@ -25,7 +25,7 @@ _CACHE_KIB = 65_536
 class SqliteRegistry:
     """One file; every transaction has a connection of its own, so any thread may use it."""
 
-    texts = "json_each(%s)"
+    among = "IN (SELECT value FROM json_each(%s))"
     room_for_updates = ""
 
     def __init__(self, path: Path) -> None:

@@ -182,7 +182,7 @@ def apply(
 
 def _load(registry: Registry, run: Run, names: list[str]) -> dict[str, Sightings]:
     found = run(
-        f"SELECT thing, document FROM gpu_sightings WHERE thing IN (SELECT value FROM {registry.texts})",  # noqa: S608
+        f"SELECT thing, document FROM gpu_sightings WHERE thing {registry.among}",  # noqa: S608
         (json.dumps(names),),
     )
     decode = msgspec.json.Decoder(Sightings).decode
