@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
@@ -113,6 +115,76 @@ def api_trace():
                 | gpu,
             ),
         ],
+    }
+
+
+def api_preempted_trace():
+    """Return the trace of a request of vLLM that was preempted once; its prompt came in two chunks each time."""
+    root = "00000000000000a1"
+    first = chunk_attributes((710, 182), (711, 18))
+    again = chunk_attributes((1108, 221), (1109, 28))
+    return {
+        "trace_id": "73086dd8d47ac8d313385fa401b58b2c",
+        "spans": [
+            api_span(
+                "request",
+                0,
+                980,
+                span_id=root,
+                attributes={
+                    "ai.request.id": "cmpl-many-11-0",
+                    "gen_ai.usage.input_tokens": 200,
+                    "gen_ai.usage.output_tokens": 400,
+                    "gen_ai.usage.cache_read.input_tokens": 128,
+                    "ai.discarded_tokens": 3,
+                    "ai.preemptions": 1,
+                    "ai.kv_cache.blocks": 5,
+                    "ai.request.choice.index": 1,
+                    "ai.adapters": ["sql"],
+                    "ai.speculative.drafted_tokens": 40,
+                    "ai.speculative.accepted_tokens": 31,
+                    "ai.frontend.time_to_first_token": 0.0757,
+                    "ai.frontend.e2e": 0.9812,
+                    "gen_ai.response.finish_reasons": ["stop"],
+                },
+            ),
+            api_span("queue", 0, 26, span_id="b1", parent=root),
+            api_span(
+                "prefill",
+                26,
+                4,
+                span_id="b2",
+                parent=root,
+                attributes={
+                    "gen_ai.usage.input_tokens": 200,
+                    "gen_ai.usage.cache_read.input_tokens": 128,
+                    "ai.steps": 2,
+                }
+                | first,
+            ),
+            api_span("decode", 30, 62, span_id="b3", parent=root),
+            api_span("preempted", 92, 468, span_id="b4", parent=root),
+            api_span(
+                "prefill",
+                560,
+                4,
+                span_id="b5",
+                parent=root,
+                attributes={"ai.recomputed_tokens": 249, "ai.steps": 2} | again,
+            ),
+            api_span("decode", 564, 416, span_id="b6", parent=root),
+        ],
+    }
+
+
+def chunk_attributes(*chunks):
+    """Return the attributes of a prefill's chunks, each a step and its tokens, as the API gives bytes."""
+    columns = zip(
+        ("ai.prefill.chunk.batch_seq", "ai.prefill.chunk.tokens"), ("Q", "I"), zip(*chunks, strict=True), strict=True
+    )
+    return {
+        name: {"$bytes": base64.b64encode(struct.pack(f"<{len(numbers)}{code}", *numbers)).decode()}
+        for name, code, numbers in columns
     }
 
 

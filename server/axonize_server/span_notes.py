@@ -117,14 +117,12 @@ def _times(values: Mapping[str, Any]) -> list[str]:
 
 def _end(values: Mapping[str, Any]) -> list[str]:
     preemptions = values.get(names.PREEMPTIONS)
-    reasons = ", ".join(map(str, values.get(names.FINISH_REASONS) or ()))
-    told_by = values.get(names.FINISH_REASON_SOURCE)
     return [
         f"preempted {preemptions} ×" if preemptions else "",
         _counted(values.get(names.KV_CACHE_BLOCKS), "KV block"),
         ", ".join(map(str, values.get(names.ADAPTERS) or ())),
         _titled("choice", values.get(names.CHOICE_INDEX)),
-        f"{reasons} (by the {told_by})" if reasons and told_by else reasons,
+        ", ".join(map(str, values.get(names.FINISH_REASONS) or ())),
         "incomplete" if values.get(names.INCOMPLETE) else "",
     ]
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from axonize_server import show
 from axonize_server.waterfall import print_trace
-from fix_api import SIMULATED, api_batch, api_failed_request, api_request, api_span, api_trace
+from fix_api import SIMULATED, api_batch, api_failed_request, api_preempted_trace, api_request, api_span, api_trace
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +115,51 @@ def test_batches_fit(width):
     assert lines[-1].split()[-6:] == ["2", "3", "0", "3", "4.25", "ms"]
 
 
+STEP = {
+    "schedule_ms": 0.0757,
+    "execute_ms": 4.08,
+    "update_ms": 0.095,
+    "running": 31,
+    "waiting": 12,
+    "kv_cache_usage": 0.3725,
+}
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_steps_say_who_waits_and_how_full_the_cache_is_at_every_width(width):
+    """On a wide terminal also where each step's time went; the table never outgrows it."""
+    lines = _printed(show.print_batches, [api_batch(step, **STEP) for step in range(3)], width=width)
+    assert max(map(len, lines)) <= width
+    assert lines[-1].split()[-4:] == ["31", "12", "37.2", "%"]
+    assert ("75.7 µs" in lines[-1], "95.0 µs" in lines[-1]) == (width == 120, width == 120)
+
+
+def test_engines_that_say_nothing_of_their_steps_have_no_empty_columns():
+    """Piped, a script gets all columns all the same."""
+    steps = [api_batch(step) for step in range(3)]
+    assert "wait" not in " ".join(_printed(show.print_batches, steps, width=160))
+    assert "device" in _printed(show.print_batches, steps)[1].split()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_batch_says_where_its_time_went(width):
+    """In the lines above its members, device time where it was measured."""
+    lines = _printed(show.print_batch, api_batch(**STEP, device_ms=3.9), width=width)
+    text = " ".join(lines)
+    assert max(map(len, lines)) <= width
+    assert "schedule 75.7 µs | execute 4.08 ms | update 95.0 µs | on the device 3.90 ms" in text
+    assert "31 running, 12 waiting" in text
+    assert "KV cache 37.2 %" in text
+
+
+def test_an_abort_is_not_shown_as_a_success():
+    """A client that went away is neither an error nor all right."""
+    console = Console(width=160, force_terminal=True, color_system="standard", highlight=False, file=io.StringIO())
+    show.print_requests(console, [api_request(1, finish_reason="abort"), api_request(2)])
+    assert "\x1b[33mabort" in console.file.getvalue()
+    assert "\x1b[32mlength" in console.file.getvalue()
+
+
 def test_more_values_than_the_heading_holds_are_counted():
     """A heading lists three values and says how many more there are."""
     load = [api_request(n, model=f"organisation/a-rather-long-model-name-{n}") for n in range(5)]
@@ -163,6 +208,18 @@ def test_a_waterfall_says_what_the_phases_did():
     assert "24 tokens in · 1 step\n" in text
     assert "31 steps · between tokens p50 4.60 ms · p99 6.10 ms · max 7.25 ms" in text
     assert "(simulated)" in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_preempted_request_is_drawn_with_its_gap(width):
+    """Its phases stand one after the other, the second prefill and decode as well."""
+    lines = _printed(print_trace, api_preempted_trace(), width=width)
+    assert max(map(len, lines)) <= width
+    phases = [line for line in lines if line.startswith(("├─", "└─"))]
+    assert [line.split()[1] for line in phases] == ["queue", "prefill", "decode", "preempted", "prefill", "decode"]
+    preempted, again = phases[3:5]
+    assert _end(preempted) - _start(preempted) > 10
+    assert _start(again) >= _end(preempted) - 1
 
 
 def test_a_failed_span_says_why():
