@@ -1,12 +1,21 @@
 import argparse
 import os
 import sys
+from collections import Counter
 from types import ModuleType
 
 import pytest
 
+from axonize_core.recorder import get_recorder
 from axonize_core.settings import get_settings
 from axonize_vllm import activation, plugin
+
+
+@pytest.fixture(autouse=True)
+def errors(monkeypatch):
+    """What is counted in a test, and not in the next one."""
+    monkeypatch.setattr(get_recorder(), "errors", Counter())
+    return get_recorder().errors
 
 
 @pytest.fixture
@@ -245,30 +254,24 @@ def test_missing_scheduler_falls_back_with_one_line(modules, environment, monkey
     assert "vLLM's own statistics" in caplog.text
 
 
-def test_processes_of_a_server_leave_the_line_to_it(modules, environment, monkeypatch, caplog):
+def test_processes_of_a_server_leave_the_line_to_it(modules, environment, monkeypatch, caplog, errors):
     """They all find the same; each counts it."""
-    from axonize_core.recorder import get_recorder
-
     environment.setenv("AXONIZE_ENABLED", "1")
     monkeypatch.setattr("axonize_vllm._supported.missing", lambda name: f"no {name}")
     monkeypatch.setattr("multiprocessing.parent_process", object)
-    before = get_recorder().errors["vllm.scheduler.missing"]
     plugin.register()
     assert caplog.records == []
-    assert get_recorder().errors["vllm.scheduler.missing"] == before + 1
+    assert errors["vllm.scheduler.missing"] == 1
     assert plugin.capabilities() == "worker"
 
 
-def test_module_that_fails_stops_neither_vllm_nor_the_others(modules, environment, caplog):
+def test_module_that_fails_stops_neither_vllm_nor_the_others(modules, environment, caplog, errors):
     """It is named, counted, and not among the capabilities."""
-    from axonize_core.recorder import get_recorder
-
     environment.setenv("AXONIZE_ENABLED", "1")
     modules["frontend"].error = RuntimeError("moved")
-    before = get_recorder().errors["vllm.register"]
     plugin.register()
     assert plugin.capabilities() == "scheduler,worker"
-    assert get_recorder().errors["vllm.register"] == before + 1
+    assert errors == {"vllm.register": 1}
     assert "frontend cannot be switched on: RuntimeError: moved" in caplog.text
 
 

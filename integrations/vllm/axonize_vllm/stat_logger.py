@@ -21,12 +21,8 @@ from axonize_vllm.source import engine_source
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["STEP_COUNTS", "Statistics", "instrument"]
+__all__ = ["Statistics", "instrument"]
 
-STEP_COUNTS = 11
-"""Kind of a step of which only counts are known: ``(source, duration_ns, prefilling requests, their tokens, decoding
-requests, their tokens, running, waiting, kv_cache_usage)``. Its handle is vLLM's number of the step, its time the end.
-"""
 _CAPABILITY = (("ai.capability", "stat_logger"),)
 
 
@@ -127,7 +123,7 @@ class Statistics:
         if any(counts):
             state = (stats.num_running_reqs, stats.num_waiting_reqs, stats.kv_cache_usage)
             payload = (self._source, round(details.elapsed_ms * 1e6), *counts, *state)
-            self._recorder.emit(STEP_COUNTS, details.iteration_index, payload)
+            self._recorder.emit(Kind.STEP_COUNTS, details.iteration_index, payload)
 
 
 def _times(stats: Any, end_s: float) -> tuple[float, ...] | None:
