@@ -173,7 +173,12 @@ class Server:
 
     def _titled(self, title: str) -> list[int]:
         """Return the processes of this server that vLLM calls ``VLLM::<title>…``."""
-        return [p.pid for p in self._members() if any(f"VLLM::{title}" in word for word in p.cmdline())]
+        found = []
+        for process in self._members():
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                if any(f"VLLM::{title}" in word for word in process.cmdline()):
+                    found.append(process.pid)
+        return found
 
     def _members(self) -> list[psutil.Process]:
         """Return all that is alive of this server: its session, which orphans stay in and the agent leaves."""
