@@ -89,6 +89,8 @@ def _heading(console: Console, trace: Trace, total_ns: int) -> list[Text]:
     where = next((span for span in trace["spans"] if span["attributes"].get(names.GPU_COMPUTE_RESOURCE)), first)
     device = where["attributes"].get(names.GPU_COMPUTE_RESOURCE)
     provenance = where["attributes"].get(names.GPU_PROVENANCE)
+    others = len(where["attributes"].get(names.GPU_COMPUTE_RESOURCES) or ()) - 1
+    more = f" and {others} more" if others > 0 else ""
     return [
         Text.assemble("trace ", (trace["trace_id"], "bold")),
         Text(str(first["attributes"].get(names.REQUEST_ID) or "")),
@@ -96,7 +98,7 @@ def _heading(console: Console, trace: Trace, total_ns: int) -> list[Text]:
         Text(units.clock(first["start_time"], date=True)),
         Text("error", "bold red") if failed else Text("ok", "green"),
         Text(units.duration(total_ns / _NS_PER_MS)),
-        Text("on ").append_text(resource_text(console, device, provenance)) if device else Text(),
+        Text.assemble("on ", resource_text(console, device, provenance), more) if device else Text(),
     ]
 
 

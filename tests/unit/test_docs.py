@@ -35,11 +35,11 @@ def _blocks(text, language):
 
 
 def _command_lines(text):
-    """Return the ``axonize …`` commands in code blocks and in inline code, without comments."""
+    """Return the ``axonize …`` commands in code blocks and in inline code, without comments and others' commands."""
     typed = [line[2:] for block in _blocks(text, "console") for line in block.splitlines() if line.startswith("$ ")]
     inline = re.findall(r"`(axonize [^`]+)`", text)
     lines = [shlex.split(line, comments=True) for line in [*typed, *inline]]
-    return [line[1:] for line in lines if line[:1] == ["axonize"]]
+    return [line[1 : line.index("--") if "--" in line else None] for line in lines if line[:1] == ["axonize"]]
 
 
 @by_name

@@ -222,6 +222,15 @@ def test_a_preempted_request_is_drawn_with_its_gap(width):
     assert _start(again) >= _end(preempted) - 1
 
 
+def test_an_engine_of_several_devices_says_how_many():
+    """The first is named, the others are counted."""
+    trace = api_trace()
+    for span in trace["spans"]:
+        if "gpu.compute_resource.id" in span["attributes"]:
+            span["attributes"]["gpu.compute_resource.ids"] = [SIMULATED, "GPU-1", "GPU-2"]
+    assert "on GPU-5a1ad000-… (simulated) and 2 more" in " ".join(_printed(print_trace, trace, width=120))
+
+
 def test_a_failed_span_says_why():
     """The error's type and message are shown, and the heading says error."""
     trace = api_trace()
