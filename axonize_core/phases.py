@@ -70,8 +70,11 @@ def of_run(request: LiveRequest, run: Run, output_tokens: int | None) -> Phases:
     return phases._replace(prefills=(prefill,), decodes=(decode,))
 
 
-def stamped_run(request: LiveRequest, times: Any) -> Run | None:
-    """Return a request's own run, by the times of its tokens that its engine stamped; its steps are shared."""
+def stamped_run(request: LiveRequest, times: Any, output_tokens: int | None) -> Run | None:
+    """Return a request's own run, by the times of its tokens that its engine stamped; its steps are shared.
+
+    An engine that stamps fewer than there are, the first and the last, leaves the times between them unknown.
+    """
     started_s, *tokens_s = times
     started_ns = request.first_step_ns if started_s is None else round(started_s * 1e9)
     tokens_ns = [round(time_s * 1e9) for time_s in tokens_s]
@@ -80,6 +83,8 @@ def stamped_run(request: LiveRequest, times: Any) -> Run | None:
     run = Run(request.source, (request.ref.seq,), (), "generate", started_ns, request.epoch_ns)
     run.times.extend((started_ns, *tokens_ns[:-1]))
     run.end_ns, run.new_tokens, run.counted_steps = tokens_ns[-1], len(tokens_ns), request.steps
+    if 1 < len(tokens_ns) < (output_tokens or 0):
+        run.mode = "speculative"
     return run
 
 

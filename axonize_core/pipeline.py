@@ -16,6 +16,7 @@ from axonize_core.plugins import AgentContext, load_plugins
 from axonize_core.timeline import Events, Timeline
 
 if TYPE_CHECKING:
+    from axonize_core.events import SourceInfo
     from axonize_core.frames import Hello, Records
     from axonize_core.plugins import Plugins
     from axonize_core.settings import Settings
@@ -117,6 +118,9 @@ class Pipeline:
                 "records_orphaned": self.counts["records_orphaned"] + sum(t.orphan_records for t in live),
             },
             "process_errors": dict(errors),
+            "engines": [
+                _engine(source) for t in live for source in t.sources() if "ai.capabilities" in source.resource
+            ],
             "gpu_provider": self._sampler.provider.provenance if self._sampler.provider else "unavailable",
             "gpu_failures": dict(self._sampler.failures),
             "gpu": self._sampler.facts(),
@@ -130,3 +134,9 @@ class Pipeline:
         self._pending.decodes += events.decodes
         self._device_times.hear(events.device_times)
         self._pending.batches += self._device_times.join(events.batches)
+
+
+def _engine(source: SourceInfo) -> dict[str, Any]:
+    """Return what doctor says of an engine that is recorded by several of its parts."""
+    told = ("ai.engine.id", "ai.engine.version", "ai.capabilities")
+    return {"engine": source.engine, "model": source.model, **{key: source.resource.get(key, "") for key in told}}

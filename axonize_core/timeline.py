@@ -345,7 +345,7 @@ class Timeline:
     def _phases(self, request: LiveRequest, times: Any, output_tokens: int | None, end_ns: int) -> Phases:
         if request.progress is not None:
             return of_progress(request, request.progress, end_ns, output_tokens)
-        run = stamped_run(request, times) if times else as_one(request.runs)
+        run = stamped_run(request, times, output_tokens) if times else as_one(request.runs)
         if run is None:
             started_ns = request.first_step_ns
             return Phases(None if started_ns is None else max(0, started_ns - request.arrived_ns))

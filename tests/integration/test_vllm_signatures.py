@@ -55,7 +55,8 @@ def test_the_groups_of_entry_points_are_read(sources):
     tree = ast.parse((sources / "vllm/plugins/__init__.py").read_text())
     texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     groups = {e.group for e in metadata.distribution("axonize").entry_points if e.group.startswith("vllm.")}
-    assert groups == {"vllm.general_plugins", "vllm.stat_logger_plugins"}
+    # None in vllm.stat_logger_plugins: any class there switches vLLM's statistics on, asked for or not.
+    assert groups == {"vllm.general_plugins"}
     assert groups <= texts
 
 

@@ -79,3 +79,41 @@ def test_the_shipped_fakes_do_what_they_say():
     assert clock.advance(3) == 8 == clock()
     assert (ids.generate_trace_id(), ids.generate_trace_id(), ids.generate_span_id()) == (1, 2, 1)
     assert CapturedEvents().flush().requests == []
+
+
+def test_what_several_processes_of_an_engine_say_is_joined():
+    """The front end's reason reaches the engine's request, a worker's device time its step; doctor has a row."""
+    captured = CapturedEvents()
+    pipeline = make(captured)
+    told = (("ai.engine.id", "e/0"), ("ai.capabilities", "scheduler,frontend"))
+    source = [(1, ("vllm", "svc", "tiny", "vllm", ("workers", 0, None), told))]
+    processes = {
+        name: pipeline.connect(Hello(1, "v", pid, name, {}, "f"))
+        for pid, name in enumerate(("core", "front", "worker"))
+    }
+
+    def tell(name, *records):
+        pipeline.feed(processes[name], Records(0, 0, 0, 0, [Record(*record) for record in records], source))
+
+    tell("front", (Kind.ANSWER, 1, ["a", "opened", 3, "r", 0, None, "chat", 8, None], 5))
+    tell("worker", (Kind.STEP_DEVICE, 0, ["e/0", [[1, 70]]], 40))
+    tell(
+        "core",
+        (Kind.REQUEST, 7, [1, 0, "r", None, "chat", 8, None, "a"], 10),
+        (Kind.STEP, 1, [1, 20, 30, 80, [{"a": 8}, [], []], [["a", 0, 8]], None, None, 1, 0, None], 90),
+        (Kind.REQUEST_END, 7, ["abort", 8, 1, None, None], 95),
+    )
+    pipeline.dispatch()
+    assert (captured.requests, captured.batches) == ([], [])
+    engines = pipeline.facts()["engines"]
+    assert [engine["ai.capabilities"] for engine in engines] == ["scheduler,frontend"] * 3
+    assert (
+        engines[0] | {"engine": "vllm", "model": "tiny", "ai.engine.id": "e/0", "ai.engine.version": ""} == engines[0]
+    )
+    pipeline.feed(
+        processes["front"], Records(1, 0, 0, 0, [Record(Kind.ANSWER, 1, ["a", "ended", "stop", 1, 0.1, 0.2, None], 99)])
+    )
+    pipeline.disconnect(processes["front"], None)
+    pipeline.close(1.0)
+    assert [(r.finish_reason, r.output_tokens) for r in captured.requests] == [("stop", 1)]
+    assert [(b.engine_step, b.device_ns) for b in captured.batches] == [(1, 70)]

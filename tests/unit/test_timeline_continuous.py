@@ -150,3 +150,12 @@ def test_a_generate_of_unknown_length_has_its_steps(times, ttft_ns, steps):
     assert [event.ttft_ns for event in events.requests] == [ttft_ns]
     assert [event.steps for event in events.decodes] == steps
     assert [event.itl_max_ns for event in events.decodes] == [None] * len(steps)
+
+
+def test_an_engine_that_stamps_the_first_and_the_last_token_only():
+    """The times between tokens are not known then, but their mean is."""
+    events = Engine().frame(request(10, 1000, arrived_ns=900), done(10, 5000, (1100, 2000, 4000), 5), mono_ns=6000)
+    (ended,), (prefill,), (decode,) = events.requests, events.prefills, events.decodes
+    assert (ended.queue_ns, ended.ttft_ns, ended.tpot_ns) == (200, 1100, 500)
+    assert (prefill.duration_ns, decode.duration_ns, decode.tokens) == (900, 2000, 5)
+    assert (decode.itl_p50_ns, decode.steps) == (None, None)

@@ -110,7 +110,7 @@ CAPABILITIES = (
             _call(_SCHEDULER, "Scheduler.schedule"),
             _call(_SCHEDULER, "Scheduler.update_from_output", "scheduler_output model_runner_output"),
             _call(_SCHEDULER, "Scheduler.finish_requests", "request_ids finished_status"),
-            # The waiting are in two queues, the second of another name in each version; this adds up both.
+            # The waiting are in two queues, the second of another name in each version; this adds up both, as we do.
             _call(_SCHEDULER, "Scheduler.get_request_counts"),
             *_read(_SCHEDULER, "Scheduler", "vllm_config requests running waiting finished_req_ids"),
             *_read(_OUTPUT, "SchedulerOutput", "num_scheduled_tokens total_num_scheduled_tokens scheduled_new_reqs"),
@@ -131,8 +131,8 @@ CAPABILITIES = (
             # usage and block_pool.get_usage() are the same division: 1 - free / (blocks - 1); cheap, no list is walked.
             *_read(_SCHEDULER, "Scheduler", "kv_cache_manager"),
             *_read("vllm.v1.core.kv_cache_manager", "KVCacheManager", "usage block_pool"),
-            *_read("vllm.v1.core.block_pool", "BlockPool", "num_gpu_blocks"),
-            _call("vllm.v1.core.block_pool", "BlockPool.get_num_free_blocks"),
+            *_read("vllm.v1.core.block_pool", "BlockPool", "num_gpu_blocks free_block_queue"),
+            *_read("vllm.v1.core.kv_cache_utils", "FreeKVCacheBlockQueue", "num_free_blocks"),
         ),
     ),
     Capability(
@@ -148,7 +148,12 @@ CAPABILITIES = (
             _call(_OUTPUT_PROCESSOR, "OutputProcessor.abort_requests", "request_ids internal"),
             _call(_OUTPUT_PROCESSOR, "OutputProcessor.propagate_error", "e"),
             *_read(_OUTPUT_PROCESSOR, "OutputProcessor", "request_states"),
-            *_read(_OUTPUT_PROCESSOR, "RequestState", "request_id external_req_id stats prompt_len"),
+            *_read(_OUTPUT_PROCESSOR, "OutputProcessorOutput", "reqs_to_abort"),
+            *_read(_OUTPUT_PROCESSOR, "RequestState", "stats prompt_len parent_req request_index detokenizer"),
+            *_read(_ASYNC_LLM, "AsyncLLM", "output_processor vllm_config"),
+            *_read("vllm.v1.engine.llm_engine", "LLMEngine", "output_processor vllm_config"),
+            *_read(_STATS, "IterationStats", "finished_requests"),
+            *_read(_STATS, "FinishedRequestStats", "finish_reason e2e_latency"),
             *_read(_STATS, "RequestStateStats", "arrival_time first_token_latency num_generation_tokens"),
             *_read(_ENGINE, "EngineCoreRequest", "request_id external_req_id arrival_time client_index"),
             *_read(_ENGINE, "EngineCoreOutput", "request_id new_token_ids finish_reason"),
@@ -173,6 +178,7 @@ CAPABILITIES = (
         "stat_logger",
         "counts and latencies of finished requests, from vLLM's own statistics",
         (
+            _call(_LOGGERS, "StatLoggerManager.__init__", "vllm_config"),
             _call(_LOGGERS, "StatLoggerBase.record", "scheduler_stats iteration_stats mm_cache_stats engine_idx"),
             _call(_LOGGERS, "StatLoggerBase.log_engine_initialized"),
             *_read(_STATS, "SchedulerStats", "num_running_reqs num_waiting_reqs kv_cache_usage"),
@@ -201,22 +207,18 @@ CAPABILITIES = (
     ),
     Capability(
         "worker",
-        "which device a worker drives, and its time on it",
+        "which device a worker drives",
         (
-            _call(_WORKER_BASE, "WorkerBase.init_device"),
-            _call(_WORKER_BASE, "WorkerBase.execute_model", "scheduler_output"),
-            *_read(_WORKER_BASE, "WorkerBase", "rank local_rank device vllm_config"),
-            _call(_GPU_WORKER, "Worker.init_device"),
-            _call(_GPU_WORKER, "Worker.execute_model", "scheduler_output"),
-            _call(_GPU_WORKER, "Worker.sample_tokens", "grammar_output"),
+            _call(_WORKER_BASE, "WorkerWrapperBase.init_device"),
+            *_read(_WORKER_BASE, "WorkerBase", "rank device vllm_config"),
         ),
     ),
     Capability(
-        "cpu_worker",
-        "the worker of vLLM on CPU",
+        "device_time",
+        "what each step takes on the GPU",
         (
-            _call("vllm.v1.worker.cpu_worker", "CPUWorker.init_device"),
-            _call("vllm.v1.worker.cpu_worker", "CPUWorker.execute_model", "scheduler_output"),
+            _call(_GPU_WORKER, "Worker.execute_model", "scheduler_output"),
+            _call(_GPU_WORKER, "Worker.sample_tokens", "grammar_output"),
         ),
     ),
 )

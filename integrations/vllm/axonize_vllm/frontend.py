@@ -6,6 +6,7 @@ LLMEngine and of its OutputProcessor are recorded, not the classes; the engine c
 
 from __future__ import annotations
 
+import functools
 import logging
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ def instrument() -> None:
 
 
 def _recorded_init(original: Any) -> Any:
+    @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it is one
         original(self, *args, **kwargs)
         try:

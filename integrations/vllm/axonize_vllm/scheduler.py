@@ -7,6 +7,7 @@ plans steps ahead of those that run (async scheduling, pipeline parallelism): pl
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ def instrument() -> None:
     original = SchedulerConfig.get_scheduler_cls
     if not hasattr(original, _MARK):
 
+        @functools.wraps(original)
         def get_scheduler_cls(self: Any) -> Any:
             return _recorded_class(original(self))
 
