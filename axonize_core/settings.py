@@ -131,6 +131,14 @@ SETTINGS: tuple[Setting, ...] = (
         "",
         "`true` times the steps of vLLM on the GPU too, by CUDA events; some us a step",
     ),
+    Setting("AXONIZE_TRITON", "false", "", "`true` records models where `axonize triton enable` was run"),
+    Setting(
+        "AXONIZE_TRITON_DETAIL",
+        "full",
+        "",
+        "what is read of each Triton request: `full`, or `ids`: neither its caller's trace nor its parameters",
+    ),
+    Setting("AXONIZE_TRITON_DEVICE", "", "cuda:0", "what a Triton model runs on where its instance group does not say"),
     Setting("OTEL_SERVICE_NAME", "unknown_service:<engine>", "", "service.name of the spans"),
     Setting("OTEL_RESOURCE_ATTRIBUTES", "", "key=value,…", "more resource attributes, percent-encoded"),
     Setting("OTEL_TRACES_EXPORTER", "otlp", "", "`none` keeps spans in the agent, for its plugins only"),
@@ -174,6 +182,7 @@ class Settings:
     gpu_interval_ms: int = 1000
     hf_device_time: bool = False
     vllm_device_time: bool = False
+    triton_detail: str = "full"
     service_name: str = ""
     resource: Mapping[str, str] = field(default_factory=dict)
     fingerprint: str = ""
@@ -207,6 +216,7 @@ class Settings:
             gpu_interval_ms=_integer(env, "AXONIZE_GPU_INTERVAL_MS", 1000, 100),
             hf_device_time=_flag(env, "AXONIZE_HF_DEVICE_TIME"),
             vllm_device_time=_flag(env, "AXONIZE_VLLM_DEVICE_TIME"),
+            triton_detail=_choice(env, "AXONIZE_TRITON_DETAIL", ("full", "ids")),
             service_name=_text(env.get("OTEL_SERVICE_NAME", "")) or resource.get("service.name", ""),
             resource=resource,
             fingerprint=_fingerprint(env),
