@@ -142,6 +142,23 @@ def test_an_abort_ends_a_request_once(engine):
     assert len(engine.captured.batches) == 1
 
 
+@pytest.mark.parametrize("abort", [False, True])
+def test_a_request_that_ends_in_its_first_step(engine, abort):
+    """One token was all it was asked for, or its client left: where its prompt began is known all the same."""
+    request = Request("a")
+    request.num_computed_tokens = 6
+    engine.add_request(request)
+    engine.stop = {"a": "length"}
+    planned = engine.schedule()
+    if abort:
+        engine.finish_requests(["a"], "abort")
+    engine.update_from_output(planned, None)
+    found = check_sums(engine.captured.flush())
+    (step,) = engine.captured.batches
+    assert (step.prefill_tokens, step.decode_tokens, step.context_tokens) == ((2,), (0,), (6,))
+    assert (found["a"].cached_tokens, found["a"].output_tokens) == ((None, 0) if abort else (6, 1))
+
+
 def test_steps_without_tokens_are_not_told(engine):
     """The engine runs them to get rid of what ended."""
     run(engine, steps=3)

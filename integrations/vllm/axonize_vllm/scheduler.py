@@ -142,11 +142,12 @@ class _Requests:
 
     def place(self, new: list[Any]) -> tuple[tuple[str, int, int], ...]:
         """Return what was computed before of requests that are scheduled for the first time, and their prompts."""
-        live = self._scheduler.requests
+        # By our own list: the scheduler has let go of those that ended in this very step. One that was aborted while
+        # the step ran is in neither, and its prompt is not needed any more.
+        told = ((data, self._live.get(data.req_id)) for data in new)
         return tuple(
-            (data.req_id, data.num_computed_tokens, live[data.req_id].num_prompt_tokens)
-            for data in new
-            if data.req_id in live
+            (data.req_id, data.num_computed_tokens, 0 if known is None else known[1].num_prompt_tokens)
+            for data, known in told
         )
 
 
