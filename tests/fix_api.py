@@ -29,6 +29,7 @@ def api_request(n=0, **fields):
         "start_time": f"2026-03-01T10:20:{n % 60:02d}.123456789Z",
         "duration_ms": 187.25,
         "queue_ms": 12.5,
+        "queue_provenance": "engine",
         "ttft_ms": 41.25,
         "tpot_ms": 4.711,
         "input_tokens": 24,
@@ -44,7 +45,9 @@ def api_request(n=0, **fields):
 
 def api_failed_request(n=1, **fields):
     """Return a request that failed before its first step: most of it is unknown."""
-    unknown = dict.fromkeys(("queue_ms", "ttft_ms", "tpot_ms", "output_tokens", "compute_resource", "gpu_provenance"))
+    unknown = dict.fromkeys(
+        ("queue_ms", "queue_provenance", "ttft_ms", "tpot_ms", "output_tokens", "compute_resource", "gpu_provenance")
+    )
     failed = {"status": "error", "error_type": "ValueError", "finish_reason": "error", "duration_ms": 0.84}
     return api_request(n) | unknown | failed | fields
 

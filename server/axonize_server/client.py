@@ -51,6 +51,7 @@ class Request(TypedDict):
     start_time: str
     duration_ms: float
     queue_ms: float | None
+    queue_provenance: str | None
     ttft_ms: float | None
     tpot_ms: float | None
     input_tokens: int | None

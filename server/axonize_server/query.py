@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from axonize_server.query_triton import add_queue_times
 from axonize_server.store.spans import COLUMNS, TypedSpan, json_span, typed_span
 
 if TYPE_CHECKING:
@@ -21,11 +22,12 @@ Row = dict[str, Any]
 _TIME = "concat(replaceOne(toString(start_time), ' ', 'T'), 'Z')"
 _LONGEST_REQUEST_NS = 86_400 * 10**9
 _REQUEST = f"""
-    lower(hex(trace_id)) AS trace_id, lower(hex(span_id)) AS span_id,
+    lower(hex(trace_id)) AS trace_id, lower(hex(span_id)) AS span_id, lower(hex(parent_span_id)) AS parent_span_id,
     nullIf(request_id, '') AS request_id, request_seq, nullIf(instance_id, '') AS instance_id,
     service, model, nullIf(engine, '') AS engine, nullIf(operation, '') AS operation,
     {_TIME} AS start_time, duration_ns / 1e6 AS duration_ms,
-    round(toFloat64(queue_ms), 4) AS queue_ms, round(toFloat64(ttft_ms), 4) AS ttft_ms,
+    round(toFloat64(queue_ms), 4) AS queue_ms, if(queue_ms IS NULL, NULL, 'engine') AS queue_provenance,
+    round(toFloat64(ttft_ms), 4) AS ttft_ms,
     round(toFloat64(tpot_ms), 4) AS tpot_ms, input_tokens, output_tokens,
     nullIf(finish_reason, '') AS finish_reason, if(status_code = 2, 'error', 'ok') AS status,
     nullIf(error_type, '') AS error_type, incomplete,
@@ -58,12 +60,16 @@ def requests(
         filters += " AND (status_code = 2) = {error:Bool}"
         parameters["error"] = status == "error"
     # The aliases repeat column names: the table's own name says which is meant in filters and order.
-    return store.query(
+    rows = store.query(
         f"SELECT {_REQUEST} FROM {store.database}.spans WHERE phase = 'request' AND {filters}"
         " ORDER BY spans.start_time DESC, spans.span_id LIMIT {limit:UInt32}"
         " SETTINGS prefer_column_name_to_alias = 1",
         parameters,
     )
+    add_queue_times(store, tenant, rows)
+    for row in rows:
+        del row["parent_span_id"]
+    return rows
 
 
 def trace(store: ClickHouseStore, *, tenant: str, trace_id: str) -> Row | None:

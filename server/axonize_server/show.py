@@ -145,7 +145,7 @@ def _request_columns(console: Console, requests: Sequence[Request]) -> list[Colu
         Column("service", lambda r: _plain(r["service"]), gives_way=9, shared=True),
         Column("model", lambda r: _plain(r["model"]), gives_way=4, shared=True),
         Column("status", _status),
-        Column("queue", lambda r: _duration(r["queue_ms"]), right=True),
+        Column("queue", _queue, right=True),
         Column("TTFT", lambda r: _duration(r["ttft_ms"]), right=True),
         Column("TPOT", lambda r: _duration(r["tpot_ms"]), right=True),
         Column("in", lambda r: _count(r["input_tokens"]), gives_way=1, right=True),
@@ -153,6 +153,15 @@ def _request_columns(console: Console, requests: Sequence[Request]) -> list[Colu
         Column("total", lambda r: _duration(r["duration_ms"]), right=True),
         _device_column(console, gives_way=2),
     ]
+
+
+def _queue(request: Request) -> Text:
+    """Return the time in the queue, and who says so where that is not the engine itself."""
+    text = _duration(request["queue_ms"])
+    provenance = request.get("queue_provenance")
+    if provenance and provenance != "engine":
+        text = Text.assemble(text, (f" ({provenance})", "dim"))
+    return text
 
 
 def _batch_columns(console: Console, batches: Sequence[Batch]) -> list[Column]:

@@ -78,6 +78,14 @@ def test_an_incomplete_request_is_marked():
     assert "incomplete" in _printed(show.print_requests, LOAD, width=80)[-1]
 
 
+def test_a_queue_that_somebody_else_measured_says_who():
+    """Triton's own spans know it, the model's process does not."""
+    told = [api_request(1, queue_ms=7.0, queue_provenance="triton"), api_request(2)]
+    first, second = _printed(show.print_requests, told, width=120)[-2:]
+    assert "7.00 ms (triton)" in first
+    assert "(engine)" not in second
+
+
 def test_piped_ids_are_whole_and_times_dated():
     """A script gets all there is: full trace ids and device uuids."""
     lines = _printed(show.print_requests, LOAD)
