@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from axonize_core.plugins import AgentContext, load_plugins
 from axonize_core.timeline import Events, Timeline
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from axonize_core.events import SourceInfo
     from axonize_core.frames import Hello, Records
     from axonize_core.plugins import Plugins
@@ -24,16 +27,45 @@ if TYPE_CHECKING:
 
 __all__ = ["Pipeline"]
 
+MOST_TICK_S = 0.25
+
+
+class _Attention:
+    """Seconds in which this agent listened.
+
+    What one process says waits for what another says of the same thing, only so long. While hooks were busy, or the
+    machine was, nobody read what came in, and that time does not count.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._now, self._last = 0.0, clock()
+
+    def __call__(self) -> float:
+        return self._now
+
+    def tick(self) -> None:
+        """Go on; between two dispatches there are 0.1 s, as long as nothing is in the way."""
+        last, self._last = self._last, self._clock()
+        self._now += min(self._last - last, MOST_TICK_S)
+
 
 class Pipeline:
     """Timelines of all connected processes and the plugins that hear of their events. One thread."""
 
-    def __init__(self, settings: Settings, plugins: Plugins | None = None, ids: IdSource | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        plugins: Plugins | None = None,
+        ids: IdSource | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self._plugins = plugins or load_plugins(settings.load_plugins)
         self._ids = ids or RandomIdGenerator()
-        self._answers = Answers(self._ids)
-        self._device_times = DeviceTimes()
+        self._attention = _Attention(clock)
+        self._answers = Answers(self._ids, self._attention)
+        self._device_times = DeviceTimes(self._attention)
         self._timelines: list[Timeline] = []
         self._pending = Events()
         self._sampler = Sampler(None, settings.gpu_interval_ms / 1000)
@@ -74,6 +106,7 @@ class Pipeline:
 
     def dispatch(self) -> None:
         """Hand the waiting events to the plugins, one call per kind."""
+        self._attention.tick()
         self._pending.requests += self._answers.due()
         self._pending.batches += self._device_times.due()
         self._dispatch()

@@ -117,3 +117,35 @@ def test_what_several_processes_of_an_engine_say_is_joined():
     pipeline.close(1.0)
     assert [(r.finish_reason, r.output_tokens) for r in captured.requests] == [("stop", 1)]
     assert [(b.engine_step, b.device_ns) for b in captured.batches] == [(1, 70)]
+
+
+def test_nobody_is_missing_while_the_agent_did_not_listen():
+    """Hooks that took long: what the engine said meanwhile was not read yet, and its request is told once, whole."""
+    captured, now = CapturedEvents(), [0.0]
+    manager = Plugins()
+    manager.register(captured)
+    pipeline = Pipeline(Settings(), manager, CountingIds(), clock=lambda: now[0])
+    front, core = (pipeline.connect(Hello(1, "v", pid, str(pid), {}, "f")) for pid in (1, 2))
+    said = [
+        Record(Kind.ANSWER, 1, ["a", "opened", 3, "r", 0, None, "chat", 8, None], 5),
+        Record(Kind.ANSWER, 1, ["a", "ended", "stop", 1, 0.1, 0.2, None], 99),
+    ]
+    opened = Record(Kind.REQUEST, 7, [1, 0, "r", None, "chat", 8, None, "a"], 10)
+    ended = Record(Kind.REQUEST_END, 7, ["abort", 8, 0, None, None], 95)
+
+    def listen(seconds):
+        for _ in range(10 * seconds):
+            now[0] += 0.1
+            pipeline.dispatch()
+
+    pipeline.feed(front, Records(0, 0, 0, 0, said, SOURCES))
+    now[0] += 60.0
+    pipeline.dispatch()
+    assert captured.requests == []
+    pipeline.feed(core, Records(0, 0, 0, 0, [opened, ended], SOURCES))
+    listen(10)
+    assert [(r.finish_reason, r.incomplete) for r in captured.requests] == [("stop", False)]
+    other = [Record(record.kind, 1, ["b", *record.payload[1:]], record.t_ns) for record in said]
+    pipeline.feed(front, Records(1, 0, 0, 0, other))
+    listen(10)
+    assert [(r.engine_id, r.incomplete) for r in captured.requests[1:]] == [("b", True)]
