@@ -27,7 +27,7 @@ WAIT_S = 60
 
 
 class Postgres:
-    """A server on a free loopback port, with password authentication and without fsync."""
+    """A server on a free loopback port, with password authentication; without fsync where tests use it."""
 
     def __init__(self, folder, directory):
         self.folder = folder
@@ -64,17 +64,13 @@ class Postgres:
     def dsn(self):
         return f"postgresql://{self.user}:{self.password}@127.0.0.1:{self.port}/postgres"
 
-    def start(self):
-        """Start it and wait until it answers."""
+    def start(self, *, durable=False):
+        """Start it and wait until it answers; ``durable`` writes to the disk as a server does by default."""
         import psycopg
 
-        options = {
-            "listen_addresses": "127.0.0.1",
-            "port": self.port,
-            "unix_socket_directories": "",
-            "fsync": "off",
-            "full_page_writes": "off",
-        }
+        options = {"listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": ""}
+        if not durable:
+            options |= {"fsync": "off", "full_page_writes": "off"}
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         log = (self.directory / "log").open("ab")
         self._server = subprocess.Popen(

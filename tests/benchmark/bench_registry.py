@@ -62,7 +62,7 @@ def _re_reports(store, directory, *, processes):
             place = directory / f"postgres-{store.database}"
             place.mkdir()
             server = Postgres(folder, place)
-            server.start()
+            server.start(durable=True)
             stack.callback(server.stop)
             syncs["PostgreSQL"] = _sync(stack, store, server.dsn)
         took = {name: [] for name in syncs}
