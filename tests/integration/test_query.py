@@ -231,7 +231,8 @@ def test_what_a_step_says_of_its_time_and_its_engine(store, write_segment):
         names.BATCH_WAITING: 12,
         names.BATCH_KV_CACHE_USAGE: 0.37251,
     }
-    steps = [own_span("batch", now, now + 5, said), own_span("batch", now + 1, now + 6, {})]
+    took_ns = 31_457 + 18_204_001
+    steps = [own_span("batch", now, now + took_ns, said), own_span("batch", now + 1, now + 6, {})]
     segment = write_segment(*as_requests(steps, {}))
     store.insert(segment.path, segment.signal, segment.id)
     silent, told = batches(store, **TENANT)

@@ -148,23 +148,23 @@ def test_a_step_that_says_no_number_stops_nobody(store, write_segment):
     now = time.time_ns()
     odd = {
         names.BATCH_SCHEDULE_MS: float("nan"),
-        names.BATCH_EXECUTE_MS: float("inf"),
+        names.DEVICE_TIME_MS: float("-inf"),
         names.BATCH_UPDATE_MS: 1e300,
         names.BATCH_KV_CACHE_USAGE: float("nan"),
         names.BATCH_RUNNING: 2**63 - 1,
     }
     steps = [own_span("batch", now, now + 1, odd), own_span("batch", now + 1, now + 2, {names.BATCH_UPDATE_MS: 1.5})]
     insert(store, write_segment(*as_requests(steps, {})))
-    columns = "schedule_ns, execute_ns, update_ns, kv_cache_usage, running"
+    columns = "schedule_ns, execute_ns, update_ns, device_ns, kv_cache_usage, running"
     rows = store.query(f"SELECT {columns} FROM {store.database}.batches ORDER BY start_time")
     assert [[*row.values()] for row in rows] == [
-        [None, None, None, None, 2**63 - 1],
-        [None, None, 1_500_000, None, None],
+        [None, None, None, None, None, 2**63 - 1],
+        [None, None, 1_500_000, None, None, None],
     ]
 
 
 def test_steps_of_before_stay_as_they_are(empty_store, settings, write_segment, monkeypatch):
-    """Steps stored before the columns were there have nulls in them, and the next step fills them."""
+    """Steps stored before the columns were there have nulls in them, the next one fills them; a repeat changes nothing."""
     from axonize_server import migrate
 
     whole = migrate.load("clickhouse")
@@ -174,9 +174,13 @@ def test_steps_of_before_stay_as_they_are(empty_store, settings, write_segment, 
     now = time.time_ns()
     said = {names.BATCH_SEQ: 1, names.BATCH_SCHEDULE_MS: 0.25, names.BATCH_WAITING: 3}
     insert(empty_store, write_segment(*as_requests([own_span("batch", now, now + 1, said)], {})))
-    assert [done.number for done in migrate.migrate_store(empty_store, settings)][:1] == [10]
-    later = own_span("batch", now + 1, now + 2, said | {names.BATCH_SEQ: 2})
-    insert(empty_store, write_segment(*as_requests([later], {})))
+    later, *_ = migrate.migrate_store(empty_store, settings)
+    assert later.number == 10
+    for statement in later.statements:
+        empty_store.command(statement)
+    insert(
+        empty_store, write_segment(*as_requests([own_span("batch", now + 1, now + 2, said | {names.BATCH_SEQ: 2})], {}))
+    )
     rows = empty_store.query(f"SELECT step_seq, schedule_ns, waiting FROM {empty_store.database}.batches ORDER BY 1")
     assert [[*row.values()] for row in rows] == [[1, None, None], [2, 250_000, 3]]
 

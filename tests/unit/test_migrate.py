@@ -56,8 +56,14 @@ def test_shipped_migrations_can_run_twice():
     """ClickHouse has no transaction around them, so every statement of theirs may come again."""
     for found in load("clickhouse"):
         for statement in found.text.split("-- statement")[1:]:
-            kind = r"CREATE (TABLE|MATERIALIZED VIEW) IF NOT EXISTS|DROP TABLE IF EXISTS|INSERT INTO \{database\}\.gpu_metrics(_1m)?\n"
-            assert re.match(kind, re.sub(r"^--.*\n", "", statement.lstrip(), flags=re.MULTILINE)), found.name
+            sql = re.sub(r"^--.*\n", "", statement.lstrip(), flags=re.MULTILINE)
+            assert not re.search(r"ADD COLUMN(?! IF NOT EXISTS)", sql), found.name
+            kind = (
+                r"CREATE (TABLE|MATERIALIZED VIEW) IF NOT EXISTS|DROP TABLE IF EXISTS"
+                r"|ALTER TABLE \{database\}\.\w+ \{on_cluster\}\s+(ADD COLUMN|MODIFY QUERY)"
+                r"|INSERT INTO \{database\}\.gpu_metrics(_1m)?\n"
+            )
+            assert re.match(kind, sql), found.name
 
 
 def test_registry_migrations_leave_room_where_the_database_can():

@@ -1,11 +1,12 @@
 -- What an engine says of its steps: where their time went, the device's own time, who runs and who waits, and how full
--- the KV cache is. Steps of before, and of engines that do not say it, have null. Times are exact to the nanosecond;
--- what is no number, or beyond its column, is null, so that it stops no segment.
+-- the KV cache is. Steps of before, and of engines that do not say it, have null. Times are exact to the nanosecond, and
+-- execution is what is left of a step between its other two parts; what is no number, or beyond its column, is null, so
+-- that it stops no segment.
 -- statement
 ALTER TABLE {database}.batches {on_cluster}
     ADD COLUMN IF NOT EXISTS schedule_ns Nullable(Int64) CODEC(T64, ZSTD(3)),
-    ADD COLUMN IF NOT EXISTS execute_ns Nullable(Int64) CODEC(T64, ZSTD(3)),
     ADD COLUMN IF NOT EXISTS update_ns Nullable(Int64) CODEC(T64, ZSTD(3)),
+    ADD COLUMN IF NOT EXISTS execute_ns Nullable(Int64) ALIAS duration_ns - schedule_ns - update_ns,
     ADD COLUMN IF NOT EXISTS device_ns Nullable(Int64) CODEC(T64, ZSTD(3)),
     ADD COLUMN IF NOT EXISTS running Nullable(Int64) CODEC(T64, ZSTD(3)),
     ADD COLUMN IF NOT EXISTS waiting Nullable(Int64) CODEC(T64, ZSTD(3)),
@@ -25,8 +26,6 @@ SELECT
     reinterpret(substring(attrs_raw['ai.batch.member.context_tokens'], 2), 'Array(UInt32)') AS member_context_tokens,
     if(mapContains(attrs_float, 'ai.batch.schedule_ms'),
        accurateCastOrNull(round(attrs_float['ai.batch.schedule_ms'] * 1e6), 'Int64'), NULL) AS schedule_ns,
-    if(mapContains(attrs_float, 'ai.batch.execute_ms'),
-       accurateCastOrNull(round(attrs_float['ai.batch.execute_ms'] * 1e6), 'Int64'), NULL) AS execute_ns,
     if(mapContains(attrs_float, 'ai.batch.update_ms'),
        accurateCastOrNull(round(attrs_float['ai.batch.update_ms'] * 1e6), 'Int64'), NULL) AS update_ns,
     if(mapContains(attrs_float, 'ai.device_time_ms'),
