@@ -62,6 +62,10 @@ class Answers:
         self._told: dict[str, None] = {}
         self.counts: Counter[str] = Counter()
 
+    def meet(self, sources: Iterable[SourceInfo]) -> None:
+        """Wait for these front ends from now on, though they said nothing yet; other sources are none."""
+        self._front_ends.update(s.instance_id for s in sources if s.resource.get("ai.role") == "frontend")
+
     def hear(self, answers: Iterable[Answer]) -> None:
         """Take what front ends say."""
         for answer in answers:
@@ -89,10 +93,13 @@ class Answers:
         """Return the requests that need not wait, each with what its front end knows; the others come from ``due``."""
         ready = []
         for request in requests:
-            if request.engine_id is None or not (self._front_ends or request.engine_id in self._known):
+            if request.engine_id is None:
                 ready.append(request)
                 continue
             self._remember(request.engine_id)
+            if not (self._front_ends or request.engine_id in self._known):
+                ready.append(request)
+                continue
             known = self._known.get(request.engine_id)
             if known is not None and known.ended is not None:
                 del self._known[request.engine_id]

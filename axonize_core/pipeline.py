@@ -89,7 +89,10 @@ class Pipeline:
         """Take one frame; its events wait for ``dispatch``."""
         self.counts["frames"] += 1
         self.counts["records"] += count_events(frame.records)
-        self._collect(timeline.feed(frame))
+        events = timeline.feed(frame)
+        if frame.sources:
+            self._answers.meet(timeline.sources())
+        self._collect(events)
         if frame.sources:
             self._sampler.contexts.appear(timeline.sources())
 

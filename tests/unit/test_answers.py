@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from axonize_core import answers as module
@@ -117,6 +118,27 @@ def test_what_an_engine_told_of_is_never_told_twice():
     setting.end()
     setting.now = 100
     assert [r for r in setting.answers.due(closing=True) if r.engine_id == "a"] == []
+
+
+def test_a_front_end_is_waited_for_before_it_says_anything():
+    """It is known by its source, as soon as it is connected; an engine's own source is nobody to wait for."""
+    setting = Setting()
+    setting.answers.meet([msgspec.structs.replace(CORE, resource={"ai.role": "engine"})])
+    assert setting.answers.join([request("first")]) == [request("first")]
+    setting.answers.meet([msgspec.structs.replace(FRONT, resource={"ai.role": "frontend"})])
+    assert setting.answers.join([request()]) == []
+    setting.open()
+    setting.end()
+    assert [r.finish_reason for r in setting.answers.due()] == ["stop"]
+
+
+def test_a_front_end_that_comes_after_its_first_request_tells_of_none_twice():
+    """Its request went on without it."""
+    setting = Setting()
+    assert setting.answers.join([request()]) == [request()]
+    setting.open()
+    setting.end()
+    assert setting.answers.due(closing=True) == []
 
 
 def test_a_front_end_that_ended_is_not_waited_for():

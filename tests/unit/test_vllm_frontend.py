@@ -110,6 +110,14 @@ def ended(server):
     return {r.engine_id: (r, dict(r.attributes)) for r in server.captured.requests}
 
 
+def test_a_front_end_is_known_before_its_first_request(monkeypatch):
+    """It is told of as soon as it is there; an agent that does not know it would not wait for it."""
+    recorder, known = get_recorder(), []
+    monkeypatch.setattr(recorder, "start", lambda: known.extend(dict(told[5]) for _, told in recorder.sources))
+    frontend.record(FrontEnd(Scheduler()))
+    assert "frontend" in [attributes.get("ai.role") for attributes in known]
+
+
 def test_a_stop_string_is_the_front_ends_finding(server):
     """The engine sees an abort, the caller a stop; its own latencies and the tokens it was given are told."""
     add(server, "a")

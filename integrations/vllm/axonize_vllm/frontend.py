@@ -60,6 +60,8 @@ def record(front_end: Any) -> None:
     watch = _FrontEnd(processor, frontend_source(front_end.vllm_config))
     for name in ("add_request", "process_outputs", "abort_requests", "propagate_error"):
         setattr(processor, name, getattr(watch, name))
+    # Before its first request: an engine's first one would not wait for a front end that nobody knows.
+    get_recorder().start()
     if hasattr(front_end, "is_tracing_enabled"):
         _keep_headers(front_end)
 
