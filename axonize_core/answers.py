@@ -59,12 +59,17 @@ class Answers:
         self._front_ends: set[str] = set()
         self._known: dict[str, _Opened] = {}
         self._waiting: dict[str, tuple[RequestEvent, float]] = {}
+        self._engine_here = False
         self._told: dict[str, None] = {}
         self.counts: Counter[str] = Counter()
 
     def meet(self, sources: Iterable[SourceInfo]) -> None:
-        """Wait for these front ends from now on, though they said nothing yet; other sources are none."""
-        self._front_ends.update(s.instance_id for s in sources if s.resource.get("ai.role") == "frontend")
+        """Wait for these front ends from now on, though they said nothing yet, and know which engines are here."""
+        for source in sources:
+            role = source.resource.get("ai.role")
+            if role == "frontend":
+                self._front_ends.add(source.instance_id)
+            self._engine_here = self._engine_here or role == "engine"
 
     def hear(self, answers: Iterable[Answer]) -> None:
         """Take what front ends say."""
@@ -125,7 +130,10 @@ class Answers:
         for engine_id, known in list(self._known.items()):
             if known.ended is not None and (closing or now >= known.deadline):
                 del self._known[engine_id]
-                if engine_id not in self._told:
+                if not self._engine_here:
+                    # It is on another machine, whose agent tells of the request.
+                    self.counts["requests_of_engines_elsewhere"] += 1
+                elif engine_id not in self._told:
                     self.counts["requests_without_engine"] += 1
                     ready.append(self._alone(known.answer, known.ended))
         return ready

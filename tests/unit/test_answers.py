@@ -19,9 +19,11 @@ TRACEPARENT = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
 class Setting:
     """Answers with a clock that moves when told to."""
 
-    def __init__(self):
+    def __init__(self, *, engine_here=True):
         self.now = 0.0
         self.answers = Answers(CountingIds(), lambda: self.now)
+        if engine_here:
+            self.answers.meet([msgspec.structs.replace(CORE, resource={"ai.role": "engine"})])
 
     def open(self, name="a", *, at=1_000, traceparent=None):
         facts = (5, "caller", 900, traceparent, "chat", 8, [["k", 1]])
@@ -105,6 +107,16 @@ def test_a_request_no_engine_told_of_is_told_by_its_front_end():
     assert (alone.incomplete, alone.error, alone.finish_reason) == (True, "engine_lost", None)
     assert dict(alone.attributes)["k"] == 1
     assert setting.answers.counts["requests_without_engine"] == 1
+
+
+def test_requests_of_an_engine_on_another_machine_are_left_to_its_agent():
+    """Where no engine is, a front end's requests are told elsewhere: they are counted, not made up."""
+    setting = Setting(engine_here=False)
+    setting.open()
+    setting.end()
+    setting.now = MISSING_S
+    assert setting.answers.due() == []
+    assert setting.answers.counts == {"requests_of_engines_elsewhere": 1}
 
 
 def test_what_an_engine_told_of_is_never_told_twice():

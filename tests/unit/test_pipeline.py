@@ -138,11 +138,13 @@ def test_nobody_is_missing_while_the_agent_did_not_listen():
             now[0] += 0.1
             pipeline.dispatch()
 
+    source = [(1, ("vllm", "svc", "tiny", "vllm", ("workers", 0, None), (("ai.role", "engine"),)))]
+    pipeline.feed(core, Records(0, 0, 0, 0, [], source))
     pipeline.feed(front, Records(0, 0, 0, 0, said, SOURCES))
     now[0] += 60.0
     pipeline.dispatch()
     assert captured.requests == []
-    pipeline.feed(core, Records(0, 0, 0, 0, [opened, ended], SOURCES))
+    pipeline.feed(core, Records(1, 0, 0, 0, [opened, ended]))
     listen(10)
     assert [(r.finish_reason, r.incomplete) for r in captured.requests] == [("stop", False)]
     other = [Record(record.kind, 1, ["b", *record.payload[1:]], record.t_ns) for record in said]

@@ -415,7 +415,7 @@ def test_load_plugins_takes_only_what_was_asked_for(install):
     assert some.records["other"].state == "not asked for"
     assert some.records["good"].origin == ("dist-good", "1.2")
     assert some.disabled == {}
-    assert load_plugins((), defaults=(), groups=("axonize.server",)).names() == ["server"]
+    assert load_plugins((), defaults=(), groups=("axonize.server",)).names() == ["server", "triton"]
 
 
 def test_a_name_that_is_not_installed_is_reported(install):

@@ -80,6 +80,8 @@ def record(scheduler: Any) -> None:
     schedule, update_from_output = _steps(scheduler, recorder, source, watch)
     scheduler.add_request, scheduler.finish_requests = watch.add_request, watch.finish_requests
     scheduler.schedule, scheduler.update_from_output = schedule, update_from_output
+    # Now, so that the agent knows this engine before its first request, however soon it dies.
+    recorder.start()
 
 
 def release(scheduler: Any) -> None:
