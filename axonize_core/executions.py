@@ -81,6 +81,7 @@ class Executions:
                 request = self._timeline.open(seq, opened, t_ns)
                 request.progress = Progress(0, generates=False, responds=True)
                 request.progress.place(0, t_ns)
+                request.progress.cached_tokens = None  # nobody says
             if request.progress is None:
                 raise KeyError(seq)  # a request of another kind
             request.progress.phases[-1].steps += 1

@@ -57,6 +57,7 @@ def test_an_execution_answers_all_of_its_batch():
     assert (first.queue_ns, first.duration_ns, first.ttft_ns, first.error) == (None, 80, None, None)
     assert [(p.start_ns, p.duration_ns, p.steps) for p in events.prefills] == [(100, 80, 1)] * 2
     assert events.decodes == []
+    assert (first.cached_tokens, first.input_tokens) == (None, None)
     (batch,) = events.batches
     assert (batch.request_seqs, batch.duration_ns, batch.samples, len(batch.joined)) == ((6, 7), 80, 8, 2)
 
