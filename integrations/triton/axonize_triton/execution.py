@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from axonize_core.frames import Kind
 from axonize_core.recorder import get_recorder
 from axonize_core.settings import get_settings
+from axonize_triton.failures import settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from axonize_triton.failures import Made
     from axonize_triton.senders import OpenRequests
 
 __all__ = ["is_traced", "recorded_execute"]
@@ -85,7 +87,7 @@ def _records(
     def fail(handle: int, error: BaseException) -> None:
         try:
             open_requests.running = None
-            errors.clear()
+            settle(errors, len(errors))
             emit(end_kind, handle, (type(error).__name__, None, None))
         except Exception:  # noqa: BLE001 - same
             recorder.count_error("triton.execute_end")
@@ -93,11 +95,11 @@ def _records(
     return begin, end, fail
 
 
-def _answers(responses: Sequence[Any], errors: list[None]) -> tuple[list[int], list[tuple[int, str]] | None]:
+def _answers(responses: Sequence[Any], errors: list[Made]) -> tuple[list[int], list[tuple[int, str]] | None]:
     """Return which requests have a response, and which of these are errors."""
     answered = [at for at, response in enumerate(responses) if response is not None]
     failed = [(at, "TritonError") for at in answered if errors and responses[at].has_error()]
-    del errors[: len(failed)]
+    settle(errors, len(failed))
     return answered, failed or None
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from axonize_core.executions import FINAL, RESPONSE
 from axonize_core.frames import Kind
+from axonize_triton.failures import Made, note, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,8 +36,8 @@ class OpenRequests:
         self._seqs: dict[int, int] = {}
         self.running: tuple[Sequence[Any], Sequence[int]] | None = None
         self.rescheduled: dict[Any, int] = {}
-        self.errors: list[None] = []
-        """One for each TritonError made that no response was seen with: only then is a response asked for its error."""
+        self.errors: list[Made] = []
+        """Those that a response could hold: only then is one asked for its error."""
 
     def remember(self, requests: Sequence[Any], seqs: list[int]) -> list[int]:
         """Know these requests until their last response; return their numbers, the old ones of rescheduled ones."""
@@ -52,15 +53,17 @@ class OpenRequests:
         self.running = (requests, seqs)
         return seqs
 
-    def forget(self, request_key: int) -> None:
-        """Let go of a request that had its last response."""
-        self._seqs.pop(request_key, None)
+    def forget(self, request_key: int, seq: int) -> None:
+        """Let go of a request that had its last response; a later one may already be where it was in memory."""
+        if self._seqs.get(request_key) == seq:
+            self._seqs.pop(request_key, None)
 
     def find(self, request: Any) -> int | None:
         """Return a request's number."""
         if (seq := self._seqs.get(id(request))) is not None:
             return seq
-        for other, seq in zip(*self.running, strict=True) if self.running else ():
+        running = self.running
+        for other, seq in zip(*running, strict=True) if running else ():
             if other is request:
                 return seq
         return None
@@ -93,8 +96,9 @@ def senders(pb_utils: Any, recorder: Recorder) -> OpenRequests:
     request_class.get_response_sender = _get_response_sender(request_class.get_response_sender, open_requests, recorder)
     request_class.is_cancelled = _is_cancelled(request_class.is_cancelled, open_requests, recorder)
     if hasattr(request_class, "set_release_flags"):
-        request_class.set_release_flags = _set_release_flags(request_class.set_release_flags, open_requests)
-    pb_utils.TritonError.__init__ = _counting(pb_utils.TritonError.__init__, open_requests.errors)
+        request_class.set_release_flags = _set_release_flags(request_class.set_release_flags, open_requests, recorder)
+    pb_utils.TritonError.__init__ = _noting_init(pb_utils.TritonError.__init__, open_requests.errors)
+    pb_utils.InferenceResponse.error = _noting_error(pb_utils.InferenceResponse.error, open_requests.errors)
     setattr(request_class, _MARK, open_requests)
     return open_requests
 
@@ -116,13 +120,15 @@ def _sender(sender: Any, seq: int, request_key: int, open_requests: OpenRequests
     emit, original, errors, forget = recorder.emit, sender.send, open_requests.errors, open_requests.forget
 
     def send(response: Any = None, flags: int = 0) -> None:
-        if errors and response is not None and response.has_error():
-            del errors[:1]
-            emit(_RESPONSE, seq, (flags & FINAL | RESPONSE, "TritonError"))
-        else:
-            emit(_RESPONSE, seq, flags if response is None else flags | RESPONSE)
-        if flags & FINAL:
-            forget(request_key)
+        try:
+            if errors and response is not None and _failed(response, errors):
+                emit(_RESPONSE, seq, (flags & FINAL | RESPONSE, "TritonError"))
+            else:
+                emit(_RESPONSE, seq, flags if response is None else flags | RESPONSE)
+            if flags & FINAL:
+                forget(request_key, seq)
+        except Exception:  # noqa: BLE001 - nothing of ours may reach the model
+            recorder.count_error("triton.send")
         original(response, flags)
 
     def is_cancelled() -> bool:
@@ -132,6 +138,12 @@ def _sender(sender: Any, seq: int, request_key: int, open_requests: OpenRequests
         return cancelled
 
     return Sender(sender, send, is_cancelled)
+
+
+def _failed(response: Any, errors: list[Made]) -> bool:
+    failed = bool(response.has_error())
+    settle(errors, int(failed))
+    return failed
 
 
 def _is_cancelled(original: Any, open_requests: OpenRequests, recorder: Recorder) -> Any:
@@ -147,23 +159,38 @@ def _is_cancelled(original: Any, open_requests: OpenRequests, recorder: Recorder
     return is_cancelled
 
 
-def _set_release_flags(original: Any, open_requests: OpenRequests) -> Any:
+def _set_release_flags(original: Any, open_requests: OpenRequests, recorder: Recorder) -> Any:
     def set_release_flags(request: Any, flags: int) -> Any:
-        if flags & _RESCHEDULE and (seq := open_requests.find(request)) is not None:
-            open_requests.rescheduled[_key(request)] = seq
+        try:
+            if flags & _RESCHEDULE and (key := _key(request)) and (seq := open_requests.find(request)) is not None:
+                open_requests.rescheduled[key] = seq
+        except Exception:  # noqa: BLE001 - same
+            recorder.count_error("triton.set_release_flags")
         return original(request, flags)
 
     return set_release_flags
 
 
-def _counting(original: Any, errors: list[None]) -> Any:
+def _noting_init(original: Any, errors: list[Made]) -> Any:
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        errors.append(None)
+        note(errors, self)
 
     return init
 
 
+def _noting_error(original: Any, errors: list[Made]) -> Any:
+    """An error of another model's answer, which may go into this one's: it is made without ``__init__``."""
+
+    def error(response: Any) -> Any:
+        found = original(response)
+        if found is not None:
+            note(errors, found)
+        return found
+
+    return error
+
+
 def _key(request: Any) -> Any:
-    """Return what a request is known by when it comes back: its sequence, else its id."""
+    """Return what a request is known by when it comes back: its sequence, else its id; nothing where it has neither."""
     return request.correlation_id() or request.request_id()
