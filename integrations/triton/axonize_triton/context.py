@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import hashlib
 from typing import Any
 
 from axonize_core.executions import caller
@@ -11,6 +11,8 @@ from axonize_core.live import parse_traceparent
 from axonize_core.recorder import get_recorder
 
 __all__ = ["call", "tokens"]
+
+_FACT = int(Kind.REQUEST_FACT)
 
 
 def tokens(request: Any, *, input: int | None = None, output: int | None = None) -> None:  # noqa: A002 - of the request
@@ -21,14 +23,18 @@ def tokens(request: Any, *, input: int | None = None, output: int | None = None)
         input: tokens of the prompt.
         output: tokens of the answer; the last word counts.
     """
-    _tell(request, "tokens", (input, output))
+    try:
+        if (seq := _seq(request)) is not None:
+            get_recorder().emit(_FACT, seq, ("tokens", (input, output)))
+    except Exception:  # noqa: BLE001 - nothing of ours may reach the model
+        get_recorder().count_error("triton.tokens")
 
 
 def call(request: Any, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return arguments for ``pb_utils.InferenceRequest`` so that the call of another model belongs to this request.
 
     ``pb_utils.InferenceRequest(model_name="other", inputs=[...], requested_output_names=[...], **call(request))``.
-    Never raises; where nothing is recorded only the parameters come back.
+    May be asked for any number of calls. Never raises; where nothing is recorded, only Triton's own trace goes along.
 
     Args:
         request: the one being executed.
@@ -37,30 +43,24 @@ def call(request: Any, parameters: dict[str, Any] | None = None) -> dict[str, An
     arguments: dict[str, Any] = {"parameters": dict(parameters or {})}
     try:
         trace = request.trace()
-        own = _own_context(trace.get_context(), request.parameters())
-        if _tell(request, "context", own):
-            arguments["parameters"].setdefault("traceparent", own)
         arguments["trace"] = trace
+        if (seq := _seq(request)) is not None:
+            own = _own_context(seq, trace.get_context(), request.parameters())
+            get_recorder().emit(_FACT, seq, ("context", own))
+            arguments["parameters"].setdefault("traceparent", own)
     except Exception:  # noqa: BLE001 - the call goes on without
         get_recorder().count_error("triton.call")
     return arguments
 
 
-def _own_context(context: str | None, parameters: str | None) -> str:
-    """Return a traceparent for this request's span, in the caller's trace where there is one."""
+def _own_context(seq: int, context: str | None, parameters: str | None) -> str:
+    """Return a traceparent for this request's span, in the caller's trace where there is one; the same each time."""
+    made = hashlib.sha256(f"{get_recorder().instance_id}/{seq}".encode()).digest()
     parent = parse_traceparent(caller(context, parameters))
-    trace_id, _, sampled = parent or (secrets.randbits(128) | 1, 0, True)
-    return f"00-{trace_id:032x}-{secrets.randbits(64) | 1:016x}-{int(sampled):02x}"
+    trace_id, _, sampled = parent or (int.from_bytes(made[:16], "big"), 0, True)
+    return f"00-{trace_id:032x}-{made[16:24].hex()}-{int(sampled):02x}"
 
 
-def _tell(request: Any, what: str, value: Any) -> bool:
-    try:
-        known = getattr(type(request), "_axonize_senders", None)
-        seq = known.find(request) if known is not None else None
-        if seq is None:
-            return False
-        get_recorder().emit(int(Kind.REQUEST_FACT), seq, (what, value))
-    except Exception:  # noqa: BLE001 - nothing of ours may reach the model
-        get_recorder().count_error(f"triton.{what}")
-        return False
-    return True
+def _seq(request: Any) -> int | None:
+    known = getattr(type(request), "_axonize_senders", None)
+    return None if known is None else known.find(request)
