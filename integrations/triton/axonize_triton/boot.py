@@ -54,11 +54,14 @@ class _Finder(MetaPathFinder):
         self._path = path
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path, target)
-        if spec is None or spec.origin is None or spec.loader is None or Path(spec.origin).resolve() != self._path:
+        try:
+            spec = PathFinder.find_spec(name, path, target)
+            if spec is None or spec.origin is None or spec.loader is None or Path(spec.origin).resolve() != self._path:
+                return None
+            sys.meta_path.remove(self)
+            spec.loader = _Instrumenting(spec.loader)
+        except Exception:  # noqa: BLE001 - it is found as if we were not there
             return None
-        sys.meta_path.remove(self)
-        spec.loader = _Instrumenting(spec.loader)
         return spec
 
 

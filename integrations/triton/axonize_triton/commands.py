@@ -111,5 +111,6 @@ def _ask(python: Path | None, program: str, *arguments: str) -> str:
     command = [str(python or sys.executable), "-c", program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise click.ClickException(f"{command[0]} failed: {done.stderr.strip().splitlines()[-1:]}")
+        said = done.stderr.strip().splitlines()
+        raise click.ClickException(f"{command[0]} failed: {said[-1] if said else f'exit code {done.returncode}'}")
     return done.stdout.strip()

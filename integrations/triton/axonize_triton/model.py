@@ -87,11 +87,19 @@ def attach(model: Any, args: dict[str, str], *, device: str | None = None, servi
         model.execute = recorded_execute(model.execute, pb_utils, source, open_requests, decoupled=decoupled)
         model.finalize = _flushing(getattr(model, "finalize", None))
         setattr(model, _MARK, True)
-        if pitfall := numpy_pitfall(pb_utils):
-            logger.error("axonize: %s", pitfall)
     except Exception:
         get_recorder().count_error("triton.attach")
         logger.warning("axonize: this model is not recorded", exc_info=True)
+        return
+    _warn_of_pitfalls(pb_utils)
+
+
+def _warn_of_pitfalls(pb_utils: Any) -> None:
+    try:
+        if pitfall := numpy_pitfall(pb_utils):
+            logger.error("axonize: %s", pitfall)
+    except Exception:  # noqa: BLE001 - the model itself will say more
+        get_recorder().count_error("triton.pitfalls")
 
 
 def _is_decoupled(args: dict[str, str]) -> bool:
