@@ -52,11 +52,10 @@ def run(seconds: float = SECONDS) -> list[Row]:
             recorder = get_recorder()
             assert recorder.close(FLUSH_S), "the agent did not take everything"
             assert not recorder.errors, recorder.errors
-            facts = agent.drained()
+            facts, cpu_s = agent.drained(), agent.cpu_s()
         spans = counters(facts).get("spans_exported", 0)
         assert spans, f"nothing was recorded: {facts}"
-        lost = {name: count for name, count in facts["counts"].items() if count and name != "records"}
-        print(f"agent: {facts['counts'].get('records')} records, {spans} spans exported, {lost}", file=sys.stderr)
+        print(f"agent: {cpu_s} s of CPU, {spans} spans exported, {facts['counts']}", file=sys.stderr)
         return rows
 
 
