@@ -69,15 +69,18 @@ class Load:
         for place in range(self._batch):
             self._add(max(1, self.answer_tokens * (place + 1) // self._batch) if spread else self.answer_tokens)
 
-    def steps(self, count: int) -> int:
-        """Run so many steps of the engine; return their time in ns."""
-        step, clock = self._engine.step, time.perf_counter_ns
-        started_ns = clock()
+    def steps(self, count: int) -> list[int]:
+        """Run so many steps of the engine; return the time of each in ns, together all the time there was."""
+        step, clock, took_ns = self._engine.step, time.perf_counter_ns, []
+        before_ns = clock()
         for _ in range(count):
             for output in step():
                 if output.finished:
                     self._add(self.answer_tokens)
-        return clock() - started_ns
+            now_ns = clock()
+            took_ns.append(now_ns - before_ns)
+            before_ns = now_ns
+        return took_ns
 
     def drain(self) -> None:
         """Let those that are left end."""

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import NamedTuple
 
 from bench_table import Row
@@ -60,17 +60,17 @@ def run(seconds: float = SECONDS) -> list[Row]:
 
 
 def _rows(engine, batch: int, seconds: float) -> list[Row]:
-    """Return the row of the steps' time, which has the target, and that of their CPU, which neighbours disturb less."""
+    """Return the row of the mean, which has the target, and that of the median, which neighbours disturb less."""
     bench = Paired(engine, batch)
     deadline = time.monotonic() + seconds
     while bench.naive_rounds < NAIVE_ROUNDS or (time.monotonic() < deadline and not bench.is_narrow()):
         bench.round()
     found = []
-    for name, field in (("time", "wall_us"), ("CPU of the process", "cpu_us")):
+    for name, field in (("mean time", "mean_us"), ("median time", "median_us")):
         on, control, naive = (bench.interval(condition, field) for condition in ("on", "control", "naive"))
         off_us = median(getattr(segment, field) for segment in bench.segments["off"])
         row = Row(
-            name=f"vLLM, {name} per step, batch {batch}",
+            name=f"vLLM, {name} of a step, batch {batch}",
             ours=_text(on),
             peer=_text(naive),
             peer_name=f"OTel spans in the process; off/off {_text(control)}, {bench.rounds} pairs, {off_us:.0f} us",
@@ -78,7 +78,7 @@ def _rows(engine, batch: int, seconds: float) -> list[Row]:
             target=f"± {HALF_WIDTH:.0%}, has 0, below +{LIMIT:.0%}",
             met=on.half_width <= HALF_WIDTH and on.low <= 0 <= on.high < LIMIT,
         )
-        found.append(row if field == "wall_us" else row._replace(target="(printed)", met=True))
+        found.append(row if field == "mean_us" else row._replace(target="(printed)", met=True))
     return found
 
 
@@ -87,10 +87,10 @@ def _text(interval: Interval) -> str:
 
 
 class Segment(NamedTuple):
-    """What a step took on average."""
+    """What a step took: all the time there was, and the middle one."""
 
-    wall_us: float
-    cpu_us: float
+    mean_us: float
+    median_us: float
 
 
 class Paired:
@@ -106,7 +106,7 @@ class Paired:
         self._off_of_naive: list[Segment] = []
         self._lead = self._timed = 100
         for condition in ("off", "on", "naive", "off"):  # nothing is done for the first time any more
-            step_s = self._segment(condition).wall_us / 1e6
+            step_s = self._segment(condition).mean_us / 1e6
         self._lead, self._timed = round(LEAD_S / step_s), round(TIMED_S / step_s)
         gc.collect()
         gc.freeze()
@@ -129,7 +129,7 @@ class Paired:
     def is_narrow(self) -> bool:
         """Say whether there are enough rounds, and the intervals of on and control are narrow."""
         enough = self.rounds >= LEAST_ROUNDS
-        return enough and all(self.interval(c, "wall_us").half_width <= STOP_HALF_WIDTH for c in ("on", "control"))
+        return enough and all(self.interval(c, "mean_us").half_width <= STOP_HALF_WIDTH for c in ("on", "control"))
 
     def interval(self, condition: str, field: str) -> Interval:
         """Return how much more a step takes than when off."""
@@ -141,13 +141,11 @@ class Paired:
         self._switch(condition, on=True)
         self._load.fill()
         self._load.steps(self._lead)
-        cpu_s = time.process_time()
-        wall_ns = self._load.steps(self._timed)
-        cpu_s = time.process_time() - cpu_s
+        took_ns = self._load.steps(self._timed)
         self._load.drain()
         self._switch(condition, on=False)
         time.sleep(SETTLE_S)
-        return Segment(wall_ns / self._timed / 1e3, cpu_s / self._timed * 1e6)
+        return Segment(fmean(took_ns) / 1e3, median(took_ns) / 1e3)
 
     def _switch(self, condition: str, *, on: bool) -> None:
         from axonize_vllm import frontend, scheduler
