@@ -39,14 +39,14 @@ class OpenRequests:
         self.errors: list[Made] = []
         """Those that a response could hold: only then is one asked for its error."""
 
-    def remember(self, requests: Sequence[Any], seqs: list[int]) -> list[int]:
+    def remember(self, requests: Sequence[Any], seqs: Sequence[int]) -> Sequence[int]:
         """Know these requests until their last response; return their numbers, the old ones of rescheduled ones."""
         if self.rescheduled:
             seqs = self._known(requests, seqs)
         self._seqs.update(zip(map(id, requests), seqs, strict=True))
         return seqs
 
-    def run(self, requests: Sequence[Any], seqs: list[int]) -> list[int]:
+    def run(self, requests: Sequence[Any], seqs: Sequence[int]) -> Sequence[int]:
         """Know these requests until their execution is over; the rest as ``remember``."""
         if self.rescheduled:
             seqs = self._known(requests, seqs)
@@ -121,15 +121,21 @@ def _sender(sender: Any, seq: int, request_key: int, open_requests: OpenRequests
 
     def send(response: Any = None, flags: int = 0) -> None:
         try:
-            if errors and response is not None and _failed(response, errors):
-                emit(_RESPONSE, seq, (flags & FINAL | RESPONSE, "TritonError"))
-            else:
-                emit(_RESPONSE, seq, flags if response is None else flags | RESPONSE)
-            if flags & FINAL:
-                forget(request_key, seq)
+            if flags or errors or response is None:
+                told(response, flags)
+            else:  # one of many, as fast as can be
+                emit(_RESPONSE, seq, RESPONSE)
         except Exception:  # noqa: BLE001 - nothing of ours may reach the model
             recorder.count_error("triton.send")
         original(response, flags)
+
+    def told(response: Any, flags: int) -> None:
+        if errors and response is not None and _failed(response, errors):
+            emit(_RESPONSE, seq, (flags & FINAL | RESPONSE, "TritonError"))
+        else:
+            emit(_RESPONSE, seq, flags if response is None else flags | RESPONSE)
+        if flags & FINAL:
+            forget(request_key, seq)
 
     def is_cancelled() -> bool:
         cancelled: bool = sender.is_cancelled()
