@@ -80,7 +80,8 @@ class Progress:
         elif not self.runs:
             self._enter("prefill", start_ns)
             self.phases[-1].again = True
-        self.context = context
+        # A step that is planned while drafts are verified takes it that all of them are right.
+        self.context = min(context, self._known - 1) if self.drafted else context
 
     def extend(self, prompt_tokens: int, start_ns: int) -> None:
         """Take a longer prompt: a session got its next input, and what it answered so far became a part of it."""
@@ -95,7 +96,8 @@ class Progress:
             number: of the step.
             scheduled: tokens computed for this request.
             end_ns: when the step was over.
-            drafts: tokens drafted and tokens that came out, where the step verified drafts.
+            drafts: tokens drafted and tokens that came out, where the step verified drafts; none come out where what it
+                computed is thrown away.
         """
         prefill = max(0, min(scheduled, self._boundary - self.context))
         phase = self.phases[-1]
@@ -107,7 +109,7 @@ class Progress:
             drafted, tokens = drafts
             self.drafted += drafted
             self.accepted += max(0, tokens - 1)
-            self.context += scheduled - drafted + max(0, tokens - 1)
+            self.context += scheduled - drafted + tokens - 1
         else:
             tokens = int(self.generates and self.context + scheduled >= self._known)
             self.context += scheduled

@@ -163,6 +163,20 @@ def test_verified_drafts_give_several_tokens_a_step():
     assert [decode.tokens for decode in engine.events["decodes"]] == [4]
 
 
+def test_a_step_that_was_planned_before_drafts_were_verified_begins_where_they_ended():
+    """Its scheduler took both drafts for right, of which none was; what is computed again after a preemption is less."""
+    engine = Engine()
+    engine.open(7, "a")
+    engine.step(1, {"a": 8}, started=[["a", 0, 8]])
+    engine.step(2, {"a": 3}, cached=[("a", 8)], drafts={"a": [2, 1]})
+    (ahead,) = engine.step(3, {"a": 3, "z": 1}, cached=[("a", 11), ("z", 4)], drafts={"a": [2, 0]})
+    engine.step(4, {}, preempted=["a"])
+    (again,) = engine.step(5, {"a": 10}, cached=[("a", 0)])
+    assert (ahead.context_tokens, ahead.decode_tokens) == ((9,), (3,))
+    assert (again.prefill_tokens, again.decode_tokens) == ((9,), (1,))
+    assert not engine.end(7, 590, 3).incomplete
+
+
 def test_an_embedding_has_no_tokens_and_no_decode():
     """A pooling model's request is one prefill."""
     engine = Engine()

@@ -235,9 +235,8 @@ def _drafts(output: Any, outputs: Any) -> dict[str, tuple[int, int]]:
     """Return the tokens drafted and the tokens that came out, of the members whose drafts a step verified."""
     came = {one.request_id: len(one.new_token_ids) for those in outputs.values() for one in those.outputs}
     return {
-        engine_id: (len(drafts), came[engine_id])
+        engine_id: (len(drafts), came.get(engine_id, 0))
         for engine_id, drafts in output.scheduled_spec_decode_tokens.items()
-        if engine_id in came
     }
 
 
