@@ -57,6 +57,14 @@ def serve(tiny, tmp_path_factory):
     return start
 
 
+@pytest.fixture(scope="session")
+def crowded(serve):
+    """A server that all tests share, one after the other, whose KV cache has room for 2,560 tokens: it must preempt."""
+    room = ("--block-size", "32", "--num-gpu-blocks-override", "80", "--max-num-batched-tokens", "256")
+    with serve(*room, "--enable-prompt-tokens-details") as server:
+        yield server
+
+
 @pytest.fixture
 def offline(tiny, capture, tmp_path):
     """``offline(code)`` runs code with ``make_llm()`` and ``report(facts)`` in one process; spans go to ``capture``."""

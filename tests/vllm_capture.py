@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from fix_otlp import OtlpSink
 
-__all__ = ["Capture", "CapturedSpan"]
+__all__ = ["Capture", "CapturedSpan", "captured_span"]
 
 
 @dataclass
@@ -42,11 +42,15 @@ class CapturedSpan:
 
 
 class Capture(OtlpSink):
-    """``phases["request"]`` and so on, in the order of arrival; spans of other instrumentations are in ``foreign``."""
+    """``phases["request"]`` and so on, in the order of arrival; spans of other instrumentations are in ``foreign``.
+
+    ``total`` counts ours by phase, those that were forgotten too.
+    """
 
     def __init__(self):
         self.phases: dict[str, list[CapturedSpan]] = defaultdict(list)
         self.foreign: list[CapturedSpan] = []
+        self.total: Counter[str] = Counter()
         self._lock = threading.Lock()
         super().__init__()
 
@@ -59,11 +63,19 @@ class Capture(OtlpSink):
             self.requests.append((path, headers))
             for span in found:
                 (self.phases[span.phase] if span.scope == "axonize" else self.foreign).append(span)
+                self.total[span.phase] += span.scope == "axonize"
 
     def of(self, phase: str) -> list[CapturedSpan]:
         """Return the spans of a phase that are here so far."""
         with self._lock:
             return list(self.phases[phase])
+
+    def forget(self) -> None:
+        """Let go of what is here; ``total`` still counts it."""
+        with self._lock:
+            self.phases.clear()
+            self.foreign.clear()
+            self.requests.clear()
 
     def wait_for(self, requests: int, timeout_s: float = 30.0) -> list[CapturedSpan]:
         """Wait until there are so many request spans, and nothing more for half a second; return them.
@@ -83,6 +95,23 @@ class Capture(OtlpSink):
             time.sleep(0.05)
         assert seen == requests, f"{seen} request spans instead of {requests}"
         return self.of("request")
+
+
+def captured_span(span) -> CapturedSpan:
+    """Return a span of this process in the form of those that were sent."""
+    return CapturedSpan(
+        phase=span.name,
+        trace_id=f"{span.context.trace_id:032x}",
+        span_id=f"{span.context.span_id:016x}",
+        parent_id=f"{span.parent.span_id:016x}" if span.parent else "",
+        start_ns=span.start_time,
+        end_ns=span.end_time,
+        attributes=dict(span.attributes),
+        resource=dict(span.resource.attributes),
+        scope=span.instrumentation_scope.name,
+        error=span.status.description,
+        links=[(f"{link.context.trace_id:032x}", f"{link.context.span_id:016x}") for link in span.links],
+    )
 
 
 def _spans(request):

@@ -32,7 +32,10 @@ class Answer:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     """Of all choices together; None where the answer was cut off."""
+    cached_tokens: int | None = None
+    """Of the prompt; told only with ``--enable-prompt-tokens-details``."""
     aborted: bool = False
+    """Whether we closed the connection before its end."""
     error: str | None = None
     _epoch_offset_ns: int = 0
 
@@ -50,25 +53,32 @@ async def complete(
     prompt: Any = "hello world",
     *,
     abort_after: int | None = None,
+    give_up_s: float | None = None,
     headers: dict[str, str] | None = None,
+    chat: bool = False,
+    stream: bool = True,
     **body: Any,
 ) -> Answer:
-    """Stream one ``/v1/completions``.
+    """Ask one ``/v1/completions`` or, for ``chat``, ``/v1/chat/completions``.
 
     Args:
         client: its base URL is the server's.
         request_id: sent as X-Request-Id.
-        prompt: a text, or a list of token ids.
+        prompt: a text, or a list of token ids; what the user says in a chat.
         abort_after: close the connection after so many pieces.
+        give_up_s: close the connection after so many seconds, whatever came.
         headers: more of them, such as traceparent.
+        chat: which of the two.
+        stream: whether the answer comes in pieces.
         body: more of the request, such as max_tokens, stop, n; 16 tokens, greedy, end of text ignored unless given.
     """
     answer = Answer(request_id)
+    said = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
     asked = {
         "model": "tiny",
-        "prompt": prompt,
-        "stream": True,
-        "stream_options": {"include_usage": True},
+        **said,
+        "stream": stream,
+        **({"stream_options": {"include_usage": True}} if stream else {}),
         "max_tokens": 16,
         "temperature": 0.0,
         "ignore_eos": True,
@@ -77,12 +87,17 @@ async def complete(
     answer.sent_ns, answer._epoch_offset_ns = time.perf_counter_ns(), time.time_ns() - time.perf_counter_ns()
     try:
         sent = {"X-Request-Id": request_id, **(headers or {})}
-        async with client.stream("POST", "/v1/completions", json=asked, headers=sent) as response:
+        path = "/v1/chat/completions" if chat else "/v1/completions"
+        async with asyncio.timeout(give_up_s), client.stream("POST", path, json=asked, headers=sent) as response:
             answer.status = response.status_code
             if response.status_code != 200:
                 answer.error = (await response.aread()).decode(errors="replace")
-            else:
+            elif stream:
                 await _read(answer, response, abort_after)
+            else:
+                _take(answer, json.loads(await response.aread()), time.perf_counter_ns())
+    except TimeoutError:
+        answer.aborted = True
     except httpx.HTTPError as e:
         answer.error = f"{type(e).__name__}: {e}"
     answer.ended_ns = time.perf_counter_ns()
@@ -99,19 +114,25 @@ async def _read(answer: Answer, response: httpx.Response, abort_after: int | Non
         if "error" in piece:
             answer.error = str(piece["error"])
             return
-        if piece.get("usage"):
-            answer.prompt_tokens = piece["usage"]["prompt_tokens"]
-            answer.completion_tokens = piece["usage"]["completion_tokens"]
-        for choice in piece["choices"]:
-            index = choice["index"]
-            answer.chunks_ns.setdefault(index, []).append(now_ns)
-            answer.texts[index] = answer.texts.get(index, "") + choice["text"]
-            if choice["finish_reason"]:
-                answer.finish_reasons[index] = choice["finish_reason"]
-            pieces += 1
+        _take(answer, piece, now_ns)
+        pieces += len(piece["choices"])
         if abort_after is not None and pieces >= abort_after:
             answer.aborted = True
             return
+
+
+def _take(answer: Answer, piece: dict[str, Any], now_ns: int) -> None:
+    """Take over a piece of an answer, or all of it."""
+    if usage := piece.get("usage"):
+        answer.prompt_tokens, answer.completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]
+        answer.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    for choice in piece["choices"]:
+        index = choice["index"]
+        text = choice.get("text") or choice.get("delta", choice.get("message", {})).get("content") or ""
+        answer.chunks_ns.setdefault(index, []).append(now_ns)
+        answer.texts[index] = answer.texts.get(index, "") + text
+        if choice["finish_reason"]:
+            answer.finish_reasons[index] = choice["finish_reason"]
 
 
 def run(base_url: str, asked: list[dict[str, Any]], concurrency: int = 1) -> list[Answer]:
