@@ -90,11 +90,14 @@ def agreement(seen: Seen, answers: list[dict]) -> list[Row]:
             gaps += [abs(a - b) / 1e6 for a, b in zip(_gaps(ours), _gaps(theirs), strict=True)]
     assert whole > len(answers) / 2, f"the tokens of only {whole} of {len(answers)} answers can be told apart"
     client = sorted(map(_ttft_ms, answers))
+    before = sorted((seen.of(answer).start_ns - answer["sent_ns"]) / 1e6 for answer in answers)
+    after = sorted((answer["times_ns"][0] - seen.token_times_ns(answer)[0]) / 1e6 for answer in answers)
     return [
         _row("time to first token, front end's", frontend, f"client's: p50 {_at(client, 0.5):.2f} ms", target=True),
         _row("time to first token, engine's", engine, "what front end and HTTP add is not in it", target=False),
+        Row("vLLM alone, what the client waits beside", f"{_at(before, 0.5):.2f} ms until it is an arrival", f"{_at(after, 0.5):.2f} ms", "from the engine's first token to the client; medians", "-", "(printed)", True),
         _row("time between tokens", gaps, f"{len(gaps)} gaps of {whole} answers", target=True),
-    ]
+    ]  # fmt: skip
 
 
 def split(seen: Seen, answers: list[dict]) -> list[Row]:

@@ -96,7 +96,7 @@ async def load(port: int, concurrency: int, warm_s: float, load_s: float) -> dic
 
 
 async def ask_all(port: int, concurrency: int, count: int, prefix: str) -> list[dict]:
-    """Ask different questions, and return of each what the API said of it and when each token came, perf_counter ns.
+    """Ask different questions, and return of each what the API said of it and when each token came, epoch ns.
 
     Lengths from one token on; every third may end before its length, by a stop string or the end of the text.
     """
@@ -125,10 +125,11 @@ def _answer(request_id: str, sent_ns: int, came: list[tuple[int, bytes]]) -> dic
     pieces = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     reasons = [choice["finish_reason"] for piece in pieces for choice in piece["choices"] if choice["finish_reason"]]
     usage = pieces[-1]["usage"]
+    epoch_ns = time.time_ns() - time.perf_counter_ns()
     return {
         "request_id": request_id,
-        "sent_ns": sent_ns,
-        "times_ns": token_times(came),
+        "sent_ns": sent_ns + epoch_ns,
+        "times_ns": [t_ns + epoch_ns for t_ns in token_times(came)],
         "finish_reason": reasons[-1],
         "input_tokens": usage["prompt_tokens"],
         "output_tokens": usage["completion_tokens"],
