@@ -77,7 +77,7 @@ class Sender:
 
     __slots__ = ("_sender", "is_cancelled", "send")
 
-    def __init__(self, sender: Any, send: Callable[..., None], is_cancelled: Callable[[], bool]) -> None:
+    def __init__(self, sender: Any, send: Callable[..., Any], is_cancelled: Callable[[], bool]) -> None:
         self._sender = sender
         self.send = send
         self.is_cancelled = is_cancelled
@@ -119,7 +119,7 @@ def _get_response_sender(original: Any, open_requests: OpenRequests, recorder: R
 def _sender(sender: Any, seq: int, request_key: int, open_requests: OpenRequests, recorder: Recorder) -> Sender:
     emit, original, errors, forget = recorder.emit, sender.send, open_requests.errors, open_requests.forget
 
-    def send(response: Any = None, flags: int = 0) -> None:
+    def send(response: Any = None, flags: int = 0) -> Any:
         try:
             if flags or errors or response is None:
                 told(response, flags)
@@ -127,7 +127,7 @@ def _sender(sender: Any, seq: int, request_key: int, open_requests: OpenRequests
                 emit(_RESPONSE, seq, RESPONSE)
         except Exception:  # noqa: BLE001 - nothing of ours may reach the model
             recorder.count_error("triton.send")
-        original(response, flags)
+        return original(response, flags)
 
     def told(response: Any, flags: int) -> None:
         if errors and response is not None and _failed(response, errors):
