@@ -14,8 +14,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ONLY_WHEN_NAMED = {"bench_outage"}
-NOT_ALONE = ("bench_table", "bench_vllm_")
-"""Parts of others: bench_vllm runs its own in the environment that has vLLM."""
+NOT_ALONE = ("bench_table", "bench_triton_", "bench_vllm_")
+"""Parts of others: bench_vllm and bench_triton run theirs in the environments that have a server."""
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from bench_table import print_table  # noqa: E402  its folder is put on the path above
