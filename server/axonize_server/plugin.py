@@ -17,6 +17,7 @@ __all__ = ["COMMANDS", "axonize_register_commands"]
 COMMANDS = {
     "collector": ("axonize_server.commands_operate", "Receive OTLP, store it and answer questions."),
     "migrate": ("axonize_server.commands_operate", "Bring store and registry to this version's schema."),
+    "spool": ("axonize_server.commands_spool", "Look into the spool: what is acknowledged and not in the store yet."),
     "requests": ("axonize_server.commands", "List recent requests, newest first."),
     "trace": ("axonize_server.commands", "Show one request as a waterfall."),
     "batches": ("axonize_server.commands", "List engine steps, newest first, and who shared them."),

@@ -33,12 +33,15 @@ __all__ = [
     "Segment",
     "SpoolFullError",
     "SpoolUnavailableError",
+    "UnknownVersionError",
+    "frames",
     "header_message",
     "messages",
     "read_header",
     "recover",
     "remove",
     "request_frame",
+    "requests",
     "sealed_segments",
     "sync_directory",
 ]
@@ -83,6 +86,10 @@ class SpoolFullError(AxonizeError):
 
 class SpoolUnavailableError(AxonizeError):
     """The file system refused (no space, I/O error); what was being appended is not stored."""
+
+
+class UnknownVersionError(ValueError):
+    """A segment of a newer Axonize; what it means is not guessed."""
 
 
 class Segment(NamedTuple):
@@ -157,13 +164,30 @@ def remove(segment: Segment) -> None:
 
 def messages(data: memoryview) -> Iterator[tuple[memoryview, int]]:
     """The whole messages of a segment, header first, each with the offset behind it; ends at the first torn one."""
+    for message, end, whole in frames(data):
+        if not whole:
+            return
+        yield message, end
+
+
+def frames(data: memoryview) -> Iterator[tuple[memoryview, int, bool]]:
+    """The messages as their lengths part them, with the offset behind each and whether its checksum holds.
+
+    Ends where a length, or the bytes it announces, are not all there. Behind a message whose checksum fails
+    the lengths may be wrong as well.
+    """
     at = 0
     while (framed := _frame(data, at)) is not None:
         start, at = framed
         message = data[start:at]
-        if len(message) < _CRC_FIELD_BYTES or not _crc_holds(message):
-            return
-        yield message, at
+        yield message, at, len(message) >= _CRC_FIELD_BYTES and _crc_holds(message)
+
+
+def requests(data: memoryview) -> Iterator[memoryview]:
+    """The requests of a segment with their trailing fields, which OTLP's own messages skip as unknown."""
+    for number, (message, _) in enumerate(messages(data)):
+        if number:
+            yield message
 
 
 def _frame(data: memoryview, at: int) -> tuple[int, int] | None:
@@ -189,6 +213,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: The file does not begin with a whole header.
+        UnknownVersionError: A newer Axonize wrote it.
     """
     with path.open("rb") as file:
         start = memoryview(file.read(64 << 10))
@@ -196,9 +221,18 @@ def read_header(path: Path) -> dict[str, Any]:
         own = bytes(message[:-_CRC_FIELD_BYTES])
         if own.startswith(_HEADER_TAG):
             facts: dict[str, Any] = json.loads(own[own.index(b"{") :])
+            _check_version(path, facts.get("version"))
             return facts
         break
     raise ValueError(f"{str(path)!r} is not a segment: it has no header")
+
+
+def _check_version(path: Path, version: object) -> None:
+    if version != SEGMENT_VERSION:
+        raise UnknownVersionError(
+            f"{str(path)!r} has segment version {version!r}, and this Axonize reads {SEGMENT_VERSION}:"
+            " install the version that wrote it or a later one, then `axonize spool replay`"
+        )
 
 
 def recover(spool_dir: Path) -> list[Recovered]:

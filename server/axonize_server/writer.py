@@ -29,9 +29,10 @@ from axonize_core.errors import AxonizeError, StoreError
 from axonize_server.api import ApiServer, make_app
 from axonize_server.health import Counters, Health
 from axonize_server.migrate import migrate_registry, migrate_store
+from axonize_server.refused import Refusal, set_aside
 from axonize_server.registry.address import open_registry
 from axonize_server.registry.sync import RegistrySync
-from axonize_server.spool import SIGNALS, Segment, read_header, remove, sealed_segments
+from axonize_server.spool import SIGNALS, Segment, UnknownVersionError, read_header, remove, sealed_segments
 from axonize_server.store.clickhouse import ClickHouseStore, SegmentRefusedError, StoreUnreachableError
 
 if TYPE_CHECKING:
@@ -102,9 +103,14 @@ class Writer:
                     self._store.insert(segment.path, segment.signal, segment.id, settings)
         except RetryError as e:
             return self._after_failed_round(segment, e.last_attempt.exception())
-        except (SegmentRefusedError, ValueError, KeyError) as e:
-            self._set_aside(segment, e)
-            return True
+        except SegmentRefusedError as e:
+            return self._set_aside(segment, Refusal(str(e), "data"))
+        except UnknownVersionError as e:
+            return self._set_aside(segment, Refusal(str(e), "version"))
+        except (ValueError, KeyError) as e:
+            return self._set_aside(segment, Refusal(str(e), "header"))
+        except OSError as e:
+            return self._unreadable(segment, e)
         self._counters.stored_segments += 1
         self._counters.stored_bytes += segment.size_bytes
         self._counters.last_error = None
@@ -142,19 +148,29 @@ class Writer:
         self._failed[segment.id] = (rounds + 1, stored_before)
         if rounds + 1 < _ROUNDS or stored == stored_before:
             return False
-        self._set_aside(segment, error)
+        return self._set_aside(segment, Refusal(str(error), "failing", stored_in_part=True))
+
+    def _unreadable(self, segment: Segment, error: OSError) -> bool:
+        """Leave a segment the disk does not give, and go on with the others; one that is gone is no error."""
+        if not isinstance(error, FileNotFoundError):
+            self._counters.last_error = f"segment {segment.id!r} cannot be read: {error}"
+            _log.error("segment_unreadable", segment=segment.id, error=str(error))
         return True
 
-    def _set_aside(self, segment: Segment, error: BaseException | None) -> None:
-        """Move a segment to `spool/refused/<signal>/`, with the reason beside it; nothing of it is deleted."""
-        folder = self._spool_dir / "refused" / segment.signal
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{segment.id}.reason.txt").write_text(f"{error}\n", "utf-8")
-        with contextlib.suppress(FileNotFoundError):
-            segment.path.rename(folder / segment.path.name)
+    def _set_aside(self, segment: Segment, refusal: Refusal) -> bool:
+        """Move a segment to `spool/refused/<signal>/` with its reason; False when the disk refuses that too."""
+        try:
+            set_aside(self._spool_dir, segment, refusal)
+        except FileNotFoundError:  # somebody took it away meanwhile
+            return True
+        except OSError as e:
+            self._counters.last_error = f"segment {segment.id!r} cannot be set aside: {e}"
+            _log.error("segment_not_set_aside", segment=segment.id, error=str(e))
+            return False
         self._failed.pop(segment.id, None)
         self._counters.refused_segments += 1
-        _log.error("segment_refused", segment=segment.id, kept_in=str(folder), error=str(error))
+        _log.error("segment_refused", segment=segment.id, cause=refusal.cause, error=refusal.reason)
+        return True
 
 
 def run(settings: Settings, ready: Callable[[int], None] | None = None) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from axonize_server.client import ApiClient, ApiError, ApiUnreachableError
 from axonize_server.health import Counters
+from axonize_server.refused import read_refusal
 from axonize_server.spool import sealed_segments
 from axonize_server.store.clickhouse import StoreUnreachableError
 from axonize_server.writer import Writer
@@ -166,11 +167,12 @@ def test_what_cannot_be_stored_is_set_aside(settings, write_segment):
     refused = settings.spool_dir / "refused" / "traces"
     assert {path.name for path in refused.iterdir()} == {
         bad.path.name,
-        f"{bad.id}.reason.txt",
+        f"{bad.id}.reason.json",
         "1-alien.pb",
-        "1-alien.reason.txt",
+        "1-alien.reason.json",
     }
-    assert "no header" in (refused / "1-alien.reason.txt").read_text()
+    alien_refusal, bad_refusal = (read_refusal(refused / name) for name in ("1-alien.pb", bad.path.name))
+    assert ("no header" in alien_refusal.reason, alien_refusal.cause, bad_refusal.cause) == (True, "header", "data")
     assert sealed_segments(settings.spool_dir) == []
 
 

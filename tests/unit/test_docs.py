@@ -47,7 +47,7 @@ def test_every_command_and_flag_shown_exists(path, commands):
     """What a reader copies runs."""
     for name, *arguments in _command_lines(path.read_text()):
         assert name in commands, f"axonize {name}"
-        command = commands[name]
+        command = commands[name].make_context(name, ["--help"], resilient_parsing=True).command
         while isinstance(command, click.Group) and arguments and not arguments[0].startswith("-"):
             command = command.commands[arguments.pop(0)]
         context = command.make_context(name, ["--help"], resilient_parsing=True)
