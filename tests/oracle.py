@@ -1,4 +1,4 @@
-"""The reference: a plain walk over parsed OTLP in Python, what every stored span must equal.
+"""The reference: a plain walk over parsed OTLP in Python, what every stored span and log record must equal.
 
 Slow and obvious on purpose, and written against OTLP's own generated classes, never against our code.
 """
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
     from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+    from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
     from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
-__all__ = ["same", "walk"]
+__all__ = ["same", "walk", "walk_logs"]
 
 
 def walk(request: ExportTraceServiceRequest) -> list[dict[str, Any]]:
@@ -26,6 +28,16 @@ def walk(request: ExportTraceServiceRequest) -> list[dict[str, Any]]:
         for resource_spans in request.resource_spans
         for scope_spans in resource_spans.scope_spans
         for span in scope_spans.spans
+    ]
+
+
+def walk_logs(request: ExportLogsServiceRequest) -> list[dict[str, Any]]:
+    """All log records of a request as plain Python, with scope and resource beside each."""
+    return [
+        _log(record, scope_logs, resource_logs)
+        for resource_logs in request.resource_logs
+        for scope_logs in resource_logs.scope_logs
+        for record in scope_logs.log_records
     ]
 
 
@@ -43,7 +55,6 @@ def same(one: Any, other: Any) -> bool:
 
 
 def _span(span: Span, scope_spans: ScopeSpans, resource_spans: ResourceSpans) -> dict[str, Any]:
-    scope, resource = scope_spans.scope, resource_spans.resource
     return {
         "trace_id": span.trace_id,
         "span_id": span.span_id,
@@ -79,17 +90,41 @@ def _span(span: Span, scope_spans: ScopeSpans, resource_spans: ResourceSpans) ->
             for link in span.links
         ],
         "dropped_links_count": span.dropped_links_count,
+        **_origin(scope_spans, resource_spans),
+    }
+
+
+def _log(record: LogRecord, scope_logs: ScopeLogs, resource_logs: ResourceLogs) -> dict[str, Any]:
+    return {
+        "time_unix_nano": record.time_unix_nano,
+        "observed_time_unix_nano": record.observed_time_unix_nano,
+        "trace_id": record.trace_id,
+        "span_id": record.span_id,
+        "flags": record.flags,
+        "severity_number": record.severity_number,
+        "severity_text": record.severity_text,
+        "event_name": record.event_name,
+        "body": _value(record.body),
+        "attributes": _attributes(record.attributes),
+        "dropped_attributes_count": record.dropped_attributes_count,
+        **_origin(scope_logs, resource_logs),
+    }
+
+
+def _origin(of_scope: ScopeSpans | ScopeLogs, of_resource: ResourceSpans | ResourceLogs) -> dict[str, Any]:
+    scope, resource = of_scope.scope, of_resource.resource
+    return {
         "scope": {
             "name": scope.name,
             "version": scope.version,
             "attributes": _attributes(scope.attributes),
             "dropped_attributes_count": scope.dropped_attributes_count,
-            "schema_url": scope_spans.schema_url,
+            "schema_url": of_scope.schema_url,
         },
         "resource": {
             "attributes": _attributes(resource.attributes),
             "dropped_attributes_count": resource.dropped_attributes_count,
-            "schema_url": resource_spans.schema_url,
+            "schema_url": of_resource.schema_url,
         },
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -64,4 +65,13 @@ def metrics_body(seed=0, points=3):
     metric = request.resource_metrics.add().scope_metrics.add().metrics.add(name="hw.gpu.utilization")
     for index in range(points):
         metric.gauge.data_points.add(time_unix_nano=time.time_ns(), as_double=seed + index)
+    return request.SerializeToString()
+
+
+def logs_body(seed=0, records=3):
+    request = ExportLogsServiceRequest()
+    scope = request.resource_logs.add().scope_logs.add()
+    for index in range(records):
+        record = scope.log_records.add(time_unix_nano=time.time_ns(), severity_number=9)
+        record.body.string_value = f"record {index} of {seed}"
     return request.SerializeToString()

@@ -175,7 +175,7 @@ class Appender:
 
         Args:
             body: A whole, valid OTLP request; copied.
-            records: Spans or data points in it.
+            records: Spans, data points or log records in it.
             tenant: Whose it is; overrides whatever the sender put into our field.
             received_ns: Epoch time of its arrival.
             days: Days since the epoch its records lie in (a superset will do).

@@ -27,13 +27,14 @@ __all__ = ["serve_grpc"]
 _SERVICES: Final = {
     "traces": "opentelemetry.proto.collector.trace.v1.TraceService",
     "metrics": "opentelemetry.proto.collector.metrics.v1.MetricsService",
+    "logs": "opentelemetry.proto.collector.logs.v1.LogsService",
 }
 _THREADS = 16
 _ACK_S = 30.0
 
 
 def serve_grpc(settings: Settings, port: int, intake: Intake, loop: asyncio.AbstractEventLoop) -> grpc.Server:
-    """Start a server for both signals; a body over the limit is RESOURCE_EXHAUSTED by grpcio itself.
+    """Start a server for the three signals; a body over the limit is RESOURCE_EXHAUSTED by grpcio itself.
 
     Raises:
         ConfigurationError: The port is taken.

@@ -205,6 +205,7 @@ _TTLS = (
     "ttl_batches_days",
     "ttl_traces_days",
     "ttl_metrics_days",
+    "ttl_logs_days",
     "ttl_gpu_metrics_days",
     "ttl_rollups_days",
 )

@@ -6,10 +6,12 @@ beyond that: lengths of ids, sane time stamps, a bounded number of days. Unknown
 
 from __future__ import annotations
 
+import time
 from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, cast
 
 from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -20,10 +22,20 @@ from axonize_server.otlp_shortcut import usual_spans
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from google.protobuf.message import Message
+    from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
     from opentelemetry.proto.metrics.v1.metrics_pb2 import Metric
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-__all__ = ["MAX_DAYS", "VALIDATORS", "Accepted", "InvalidRequestError", "validate_metrics", "validate_traces"]
+__all__ = [
+    "MAX_DAYS",
+    "VALIDATORS",
+    "Accepted",
+    "InvalidRequestError",
+    "validate_logs",
+    "validate_metrics",
+    "validate_traces",
+]
 
 Body: TypeAlias = "bytes | bytearray | memoryview"
 MAX_DAYS: Final = 64
@@ -31,6 +43,7 @@ DAY_NS: Final = 86_400 * 10**9
 # upb takes any buffer; its stub knows bytes only.
 _parse_traces = cast("Callable[[Body], ExportTraceServiceRequest]", ExportTraceServiceRequest.FromString)
 _parse_metrics = cast("Callable[[Body], ExportMetricsServiceRequest]", ExportMetricsServiceRequest.FromString)
+_parse_logs = cast("Callable[[Body], ExportLogsServiceRequest]", ExportLogsServiceRequest.FromString)
 _TIME_LIMIT = 1 << 63  # the store's nanosecond clock is signed
 _NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
 
@@ -42,7 +55,7 @@ class InvalidRequestError(AxonizeError):
 class Accepted(NamedTuple):
     """A valid request.
 
-    It has that many spans or data points, which lie in no other days since the epoch than these; what is to be
+    It has that many spans, data points or log records, which lie in no other days since the epoch than these; what is to be
     stored of it is the body as it came, or rewritten without what OTLP does not know.
     """
 
@@ -68,7 +81,7 @@ def validate_traces(body: Body) -> Accepted:
     return Accepted(*usual, stored)
 
 
-def _rewritten(request: ExportTraceServiceRequest | ExportMetricsServiceRequest) -> bytes:
+def _rewritten(request: Message) -> bytes:
     """The request without unknown fields and with every number in its type's range, which upb saw to."""
     request.DiscardUnknownFields()
     return request.SerializeToString()
@@ -96,9 +109,40 @@ def validate_metrics(body: Body) -> Accepted:
     return Accepted(records, _bounded(days), _rewritten(request))
 
 
+def validate_logs(body: Body) -> Accepted:
+    """Check an ExportLogsServiceRequest; a record that says neither when it was nor when it was seen is seen now.
+
+    Raises:
+        InvalidRequestError: It is no such message, or a record breaks a rule.
+    """
+    try:
+        request = _parse_logs(body)
+    except DecodeError as error:
+        raise InvalidRequestError(f"the body is no valid ExportLogsServiceRequest: {error}") from error
+    scopes = chain.from_iterable(resource.scope_logs for resource in request.resource_logs)
+    records, days = 0, set()
+    for record in chain.from_iterable(scope.log_records for scope in scopes):
+        if (fault := _log_fault(record)) is not None:
+            raise InvalidRequestError(f"log record {record.event_name or record.severity_text!r}: {fault}")
+        if not (record.time_unix_nano or record.observed_time_unix_nano):
+            record.observed_time_unix_nano = time.time_ns()
+        records += 1
+        days.add((record.time_unix_nano or record.observed_time_unix_nano) // DAY_NS)
+    return Accepted(records, _bounded(days), _rewritten(request))
+
+
+def _log_fault(record: LogRecord) -> str | None:
+    if len(record.trace_id) not in (0, 16) or len(record.span_id) not in (0, 8):
+        return "trace_id must be empty or 16 bytes, span_id empty or 8 bytes"
+    if record.time_unix_nano >= _TIME_LIMIT or record.observed_time_unix_nano >= _TIME_LIMIT:
+        return "time stamp beyond 2**63-1 ns"
+    return None
+
+
 VALIDATORS: Final[dict[str, Callable[[Body], Accepted]]] = {
     "traces": validate_traces,
     "metrics": validate_metrics,
+    "logs": validate_logs,
 }
 
 

@@ -1,7 +1,7 @@
 """OTLP/HTTP: one receiver process. Bytes in, an acknowledgement when they are durable in the spool.
 
-Routes: ``POST /v1/traces``, ``POST /v1/metrics`` (protobuf, plain or gzip), ``GET /healthz``. Logs are refused
-with 404 for now. Every error body is a ``google.rpc.Status``, as OTLP demands.
+Routes: ``POST /v1/traces``, ``/v1/metrics``, ``/v1/logs`` (protobuf, plain or gzip), ``GET /healthz``. Every error
+body is a ``google.rpc.Status``, as OTLP demands.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["Receiver", "run"]
 
 _log = structlog.get_logger("axonize.receiver")
 
-_SIGNALS: Final = {"/v1/traces": "traces", "/v1/metrics": "metrics"}
+_SIGNALS: Final = {"/v1/traces": "traces", "/v1/metrics": "metrics", "/v1/logs": "logs"}
 _GRPC_PORT: Final = 4317
 _TICK_S: Final = 0.2
 _RETRY_AFTER: Final = {"retry-after": "2"}

@@ -78,6 +78,7 @@ class Settings(BaseSettings):
     ttl_batches_days: Days = Field(7, description="Days that batches are kept")
     ttl_gpu_metrics_days: Days = Field(30, description="Days that GPU samples are kept")
     ttl_metrics_days: Days = Field(30, description="Days that other metrics are kept")
+    ttl_logs_days: Days = Field(7, description="Days that logs are kept")
     ttl_rollups_days: Days = Field(90, description="Days that minute rollups are kept")
 
     @model_validator(mode="before")

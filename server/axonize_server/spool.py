@@ -46,7 +46,7 @@ __all__ = [
     "sync_directory",
 ]
 
-SIGNALS: Final = ("traces", "metrics")
+SIGNALS: Final = ("traces", "metrics", "logs")
 SEGMENT_VERSION: Final = 1
 # One segment becomes one block, so that its id identifies the insert however often it is repeated.
 INSERT_SETTINGS: Final[dict[str, int]] = {

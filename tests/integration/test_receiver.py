@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 
 from axonize_server.spool import messages, recover, sealed_segments
 from axonize_server.stats import read_stats
-from otlp_bodies import metrics_body, trace_body
+from otlp_bodies import logs_body, metrics_body, trace_body
 
 PROTOBUF = "application/x-protobuf"
 
@@ -76,16 +76,18 @@ def says(answer, status, text):
     return True
 
 
-def test_traces_and_metrics_are_taken_and_sealed_when_idle(make_receiver):
-    """A success has an empty protobuf body; soon both segments are ready to be stored."""
+def test_all_signals_are_taken_and_sealed_when_idle(make_receiver):
+    """A success has an empty protobuf body; soon each signal's segment is ready to be stored."""
     receiver = make_receiver()
     body = trace_body(1)
     status, headers, answer = receiver.post(body)
     assert (status, headers["content-type"], answer) == (200, PROTOBUF, b"")
     assert receiver.post(metrics_body(), "/v1/metrics")[0] == 200
+    assert receiver.post(logs_body(), "/v1/logs")[::2] == (200, b"")
     until(lambda: all_sealed(receiver))
     assert stored(receiver) == span_ids(body)
-    assert sorted(s.signal for s in sealed_segments(receiver.settings.spool_dir)) == ["metrics", "traces"]
+    assert sorted(s.signal for s in sealed_segments(receiver.settings.spool_dir)) == ["logs", "metrics", "traces"]
+    until(lambda: counted(receiver, "acked_records.logs") == 3)
 
 
 def test_an_empty_request_succeeds_and_is_not_stored(receiver):
@@ -124,11 +126,11 @@ def test_a_malformed_body_is_refused_and_the_connection_lives(make_receiver):
 
 
 def test_wrong_types_routes_and_methods_are_named(receiver):
-    """415 for other content, 404 for logs and unknown paths, 405 with Allow; the connection lives through all."""
+    """415 for other content, 404 for unknown paths, 405 with Allow; the connection lives through all."""
     client = receiver.client()
     assert says(receiver.post(b"{}", client=client, content_type="application/json"), 415, "application/json")
     assert says(receiver.post(b"x", client=client, content_encoding="br"), 415, "br")
-    assert says(receiver.post(b"", "/v1/logs", client=client), 404, "/v1/logs")
+    assert says(receiver.post(b"", "/v1/profiles", client=client), 404, "/v1/profiles")
     client.request("GET", "/v1/traces")
     answer = client.getresponse()
     assert (answer.status, answer.headers["allow"]) == (405, "POST")
@@ -356,6 +358,8 @@ def test_the_official_grpc_exporter_is_served(make_receiver):
     assert exporter.export([span]) is SpanExportResult.SUCCESS
     exporter.shutdown()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        export = channel.unary_unary("/opentelemetry.proto.collector.logs.v1.LogsService/Export")
+        assert export(logs_body(), timeout=10) == b""
         export = channel.unary_unary("/opentelemetry.proto.collector.metrics.v1.MetricsService/Export")
         assert export(metrics_body(), timeout=10) == b""
         for body, code in ((b"\xff", "INVALID_ARGUMENT"), (bytes(60_000), "RESOURCE_EXHAUSTED")):
@@ -364,7 +368,7 @@ def test_the_official_grpc_exporter_is_served(make_receiver):
             assert refused.value.code().name == code
     receiver.stop()
     assert [int.from_bytes(i, "big") for i in stored(receiver)] == [span.context.span_id]
-    assert len(sealed_segments(receiver.settings.spool_dir)) == 2
+    assert len(sealed_segments(receiver.settings.spool_dir)) == 3
 
 
 def test_acks_of_many_clients_share_a_sync(make_receiver):

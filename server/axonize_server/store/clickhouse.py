@@ -94,7 +94,7 @@ class ClickHouseStore:
 
         Args:
             path: the segment: length-delimited OTLP requests.
-            signal: `traces` or `metrics`.
+            signal: `traces`, `metrics` or `logs`.
             token: identifies the segment (its id).
             settings: insert settings frozen in the segment; they decide how it is split into blocks.
 

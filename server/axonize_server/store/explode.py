@@ -12,8 +12,8 @@ from axonize_server.store.schema import structure
 
 __all__ = ["TABLES", "insert"]
 
-TABLES = {"traces": "spans", "metrics": "metrics"}
-"""The table each signal's segments go to; also what OTLP calls the records of a scope."""
+TABLES = {"traces": "spans", "metrics": "metrics", "logs": "logs"}
+"""The table each signal's segments go to; also what OTLP calls a resource's and a scope's part of a request."""
 
 _KINDS = {
     "string": ("string_value", "LowCardinality(String)"),
@@ -23,9 +23,9 @@ _KINDS = {
 }
 # What has no scalar type: a letter for its kind, then its bytes as they came.
 _RAW = (
-    "multiIf(isNotNull(x.value.array_value), concat('a', assumeNotNull(x.value.array_value)),"
-    " isNotNull(x.value.kvlist_value), concat('k', assumeNotNull(x.value.kvlist_value)),"
-    " isNotNull(x.value.bytes_value), concat('b', assumeNotNull(x.value.bytes_value)), 'u')"
+    "multiIf(isNotNull({value}.array_value), concat('a', assumeNotNull({value}.array_value)),"
+    " isNotNull({value}.kvlist_value), concat('k', assumeNotNull({value}.kvlist_value)),"
+    " isNotNull({value}.bytes_value), concat('b', assumeNotNull({value}.bytes_value)), 'u')"
 )
 
 
@@ -33,7 +33,7 @@ def insert(signal: str, database: str, source: str, settings: str) -> str:
     """Give the INSERT … SELECT of a signal.
 
     Args:
-        signal: `traces` or `metrics`.
+        signal: `traces`, `metrics` or `logs`.
         database: where the tables are; a checked identifier.
         source: the table function to read, with `{structure}` where its columns go.
         settings: `name = value, …`.
@@ -59,7 +59,7 @@ def _scopes(signal: str, source: str) -> str:
     )
     return (
         f"SELECT {', '.join(_RESOURCE)}, c.scope AS scope, c.schema_url AS scope_schema_url,"
-        f" c.{kind} AS records FROM ({resources}) ARRAY JOIN scopes AS c"
+        f" c.{_RECORDS_OF_SCOPE.get(kind, kind)} AS records FROM ({resources}) ARRAY JOIN scopes AS c"
     )
 
 
@@ -70,7 +70,7 @@ def _maps(prefix: str, attributes: str) -> dict[str, str]:
         for kind, (field, sql) in _KINDS.items()
     }
     no_scalar = " AND ".join(f"isNull(x.value.{field})" for field, _ in _KINDS.values())
-    return {**maps, f"{prefix}_raw": _map(_RAW, no_scalar, attributes, "String")}
+    return {**maps, f"{prefix}_raw": _map(_RAW.format(value="x.value"), no_scalar, attributes, "String")}
 
 
 def _map(value: str, condition: str, attributes: str, sql_type: str) -> str:
@@ -130,7 +130,31 @@ _METRIC = {
     "start_time": _time(f"p.{POINT.index('start') + 1}"),
     "time": _time(f"p.{POINT.index('time') + 1}"),
 }
+_LOG = {
+    # When it happened; what does not say so is placed by when it was observed.
+    "time": _time("if(g.time_unix_nano = 0, g.observed_time_unix_nano, g.time_unix_nano)"),
+    "time_unknown": "g.time_unix_nano = 0",
+    "observed_time": _time("g.observed_time_unix_nano"),
+    "trace_id": "toFixedString(g.trace_id, 16)",
+    "span_id": "toFixedString(g.span_id, 8)",
+    "flags": "g.flags",
+    "severity_number": "g.severity_number",
+    "severity_text": "g.severity_text",
+    "event_name": "g.event_name",
+    "body": "ifNull(g.body.string_value, '')",
+    "body_raw": (
+        "multiIf(isNotNull(g.body.string_value), '',"
+        " isNotNull(g.body.int_value), concat('i', toString(assumeNotNull(g.body.int_value))),"
+        " isNotNull(g.body.double_value), concat('d', reinterpretAsFixedString(assumeNotNull(g.body.double_value))),"
+        " isNotNull(g.body.bool_value), if(assumeNotNull(g.body.bool_value), 't', 'f'),"
+        f" {_RAW.format(value='g.body')})"
+    ),
+    **_maps("attrs", "g.attributes"),
+    "attrs_dropped": "g.dropped_attributes_count",
+}
+_RECORDS_OF_SCOPE = {"logs": "log_records"}
 _RECORDS = {
     "traces": (_SPAN, "ARRAY JOIN records AS s"),
     "metrics": (_METRIC, f"ARRAY JOIN records AS m ARRAY JOIN {POINTS} AS p"),
+    "logs": (_LOG, "ARRAY JOIN records AS g"),
 }

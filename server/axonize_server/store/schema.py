@@ -1,8 +1,8 @@
 """What a segment looks like to ClickHouse: the protobuf schema, and the columns derived from it.
 
-`traces.proto` and `metrics.proto` are OTLP's own messages with two liberties, both wire-compatible: arrays and
-key-value lists are declared as bytes, so that nesting of any depth survives; and attributes that are only ever
-read back (of scopes, events, links, exemplars) are repeated bytes, one per KeyValue.
+`traces.proto`, `metrics.proto` and `logs.proto` are OTLP's own messages with two liberties, both wire-compatible:
+arrays and key-value lists are declared as bytes, so that nesting of any depth survives; and attributes that are only
+ever read back (of scopes, events, links, exemplars) are repeated bytes, one per KeyValue.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 __all__ = ["MESSAGE", "proto", "proto_path", "structure"]
 
 MESSAGE = "Segment"
-"""What a segment is a stream of, in both schemas."""
+"""What a segment is a stream of, in every schema."""
 
 _SCALARS = {
     "string": "String",
