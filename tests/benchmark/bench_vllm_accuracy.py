@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import struct
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
+from struct import unpack
 
 from bench_table import Row
 
@@ -61,20 +61,26 @@ class Seen:
     def __init__(self, capture) -> None:
         self.requests = {span[names.REQUEST_ID]: span for span in capture.of("request")}
         self.count = len(capture.of("request"))
-        self._ends = defaultdict(list)
-        for batch in capture.of("batch"):
-            members = batch[names.MEMBER_REQUEST_SEQ]
-            for seq in struct.unpack(f"<{len(members) // 8}Q", members):
-                self._ends[seq].append(batch.end_ns)
+        self._steps = defaultdict(list)
+        for batch in sorted(capture.of("batch"), key=lambda batch: batch.end_ns):
+            members, prefills = (batch[name] for name in (names.MEMBER_REQUEST_SEQ, names.MEMBER_PREFILL_TOKENS))
+            count = len(members) // 8
+            for seq, prefill in zip(unpack(f"<{count}Q", members), unpack(f"<{count}I", prefills), strict=True):
+                self._steps[seq].append((batch.end_ns, prefill))
 
     def of(self, answer: dict):
         """Return the request span of an answer."""
         return self.requests[f"cmpl-{answer['request_id']}-0"]
 
     def token_times_ns(self, answer: dict) -> list[int]:
-        """Return when its tokens were there: the ends of its last steps, one a token."""
+        """Return when its tokens were there: the ends of its steps from the last of the prompt on, one a token.
+
+        Steps after those were thrown away: its text had held a stop string already.
+        """
         span = self.of(answer)
-        return sorted(self._ends[span[names.REQUEST_SEQ]])[-span[names.OUTPUT_TOKENS] :]
+        steps = self._steps[span[names.REQUEST_SEQ]]
+        first = max(place for place, (_, prefill_tokens) in enumerate(steps) if prefill_tokens)
+        return [end_ns for end_ns, _ in steps[first:]][: span[names.OUTPUT_TOKENS]]
 
 
 def agreement(seen: Seen, answers: list[dict]) -> list[Row]:
