@@ -1,4 +1,4 @@
-"""Everything about Triton, measured on a real server: ``bench_triton.py [PART…]``, parts are micro.
+"""Everything about Triton, measured on a real server: ``bench_triton.py [PART…]``, parts are micro and serve.
 
 The server lives in an environment of its own, which ``make test-triton`` makes; each part runs there, in a process of its
 own, and hands its rows back. ``AXONIZE_TRITON_PYTHON`` names another interpreter that has tritonserver and Axonize.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench_table import Row, print_table
 
-PARTS = ("micro",)
+PARTS = ("micro", "serve")
 HERE = Path(__file__).resolve().parent
 
 
