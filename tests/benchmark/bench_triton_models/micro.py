@@ -124,8 +124,8 @@ def measured_sends(request, own, args) -> dict:
     get_response_sender, taken, response = request_class.get_response_sender, Taken(), answer({})
     request_class.get_response_sender = lambda _: taken
     try:
-        on, _, recorder = attached(args)
-        on.responses = {1: None}
+        on, bare, recorder = attached(args)
+        on.responses = bare.responses = {1: None}
         on.execute([request])
         sender = request.get_response_sender()
         assert sender is not taken, "the sender is not recorded"
@@ -133,6 +133,8 @@ def measured_sends(request, own, args) -> dict:
         bursts.emptied()
         for _ in range(ROUNDS):
             bursts.single()
+            bursts.run("execute bare", bare.execute, [request])
+            bursts.run("execute", on.execute, [request], records=2)
             bursts.run("bare", taken.send, response)
             bursts.run("on", sender.send, response, records=1)
             bursts.run("sender bare", lambda _: taken, request)
