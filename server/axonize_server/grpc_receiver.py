@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import grpc
+from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untyped]  # no types are published
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]  # the same
 
 from axonize_core.errors import ConfigurationError
 from axonize_server.otlp import InvalidRequestError
+from axonize_server.otlp_answer import success
 from axonize_server.spool import SpoolFullError, SpoolUnavailableError
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from axonize_server.intake import Intake
+    from axonize_server.otlp import Accepted
     from axonize_server.settings import Settings
 
 __all__ = ["serve_grpc"]
@@ -31,6 +35,12 @@ _SERVICES: Final = {
 }
 _THREADS = 16
 _ACK_S = 30.0
+_RETRY_S = 2
+_REASONS: Final[dict[type[Exception], str]] = {
+    InvalidRequestError: "invalid",
+    SpoolFullError: "spool_full",
+    SpoolUnavailableError: "spool_unavailable",
+}
 
 
 def serve_grpc(settings: Settings, port: int, intake: Intake, loop: asyncio.AbstractEventLoop) -> grpc.Server:
@@ -64,25 +74,33 @@ def _export(
     signal: str, intake: Intake, loop: asyncio.AbstractEventLoop
 ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     def export(body: bytes, context: grpc.ServicerContext) -> bytes:
-        outcome: Future[bool] = Future()
+        outcome: Future[Accepted | None] = Future()
         loop.call_soon_threadsafe(_accept, intake, signal, body, outcome)
         try:
-            durable = outcome.result(_ACK_S)
+            accepted = outcome.result(_ACK_S)
         except InvalidRequestError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except (SpoolFullError, SpoolUnavailableError, FutureTimeoutError) as error:
-            # OTLP clients retry UNAVAILABLE, but RESOURCE_EXHAUSTED only with a RetryInfo.
-            context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-        if not durable:
-            context.abort(grpc.StatusCode.UNAVAILABLE, "the spool could not be synced; send again")
-        return b""
+            _unavailable(context, str(error))
+        if accepted is None:
+            _unavailable(context, "the spool could not be synced; send again")
+        return success(signal, accepted)
 
     return export
 
 
-def _accept(intake: Intake, signal: str, body: bytes, outcome: Future[bool]) -> None:
+def _unavailable(context: grpc.ServicerContext, reason: str) -> NoReturn:
+    """Tell the client to send again, and when: a retry is allowed to it whatever it makes of the hint."""
+    status = Status(code=grpc.StatusCode.UNAVAILABLE.value[0], message=reason)
+    status.details.add().Pack(RetryInfo(retry_delay={"seconds": _RETRY_S}))
+    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+    context.abort(grpc.StatusCode.UNAVAILABLE, reason)
+
+
+def _accept(intake: Intake, signal: str, body: bytes, outcome: Future[Accepted | None]) -> None:
     """On the loop's thread."""
     try:
         intake.accept(signal, body, outcome.set_result)
-    except (InvalidRequestError, SpoolFullError, SpoolUnavailableError) as error:
+    except tuple(_REASONS) as error:
+        intake.refused(_REASONS[type(error)])
         outcome.set_exception(error)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from axonize_server.appender import Appender, Limits, Ticket, Usage
-from axonize_server.otlp import VALIDATORS, InvalidRequestError
-from axonize_server.spool import SIGNALS, SpoolFullError, SpoolUnavailableError
+from axonize_server.otlp import VALIDATORS, Accepted
+from axonize_server.otlp_rules import Window
+from axonize_server.spool import SIGNALS, SpoolUnavailableError
 
 if TYPE_CHECKING:
     import asyncio
@@ -29,7 +30,7 @@ __all__ = ["Intake"]
 _log = structlog.get_logger("axonize.receiver")
 
 _LOG_EVERY_S = 10.0
-_Waiting = tuple[Ticket, "Callable[[bool], None]", str, int]
+_Waiting = tuple[Ticket, "Callable[[Accepted | None], None]", str, Accepted]
 
 
 class Intake:
@@ -38,6 +39,11 @@ class Intake:
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
         self.counters: Counter[str] = Counter()
         self._loop, self._tenant = loop, settings.tenant
+        self._kept_days = {
+            "traces": settings.ttl_spans_days,
+            "metrics": max(settings.ttl_metrics_days, settings.ttl_gpu_metrics_days),
+            "logs": settings.ttl_logs_days,
+        }
         usage = Usage(settings.spool_dir, settings.spool_max_bytes)
         limits = Limits(settings.segment_max_records, settings.segment_max_bytes, age_s=settings.segment_max_age_s)
         self._appenders = {signal: Appender(settings.spool_dir, signal, usage, limits) for signal in SIGNALS}
@@ -48,41 +54,40 @@ class Intake:
         self._thread = threading.Thread(target=self._sync_forever, name="axonize-sync")
         self._thread.start()
 
-    def accept(self, signal: str, body: bytes | memoryview, done: Callable[[bool], None]) -> None:
-        """Take one inflated OTLP request; `done` is called once, with whether it is durable.
+    def accept(self, signal: str, body: bytes | memoryview, done: Callable[[Accepted | None], None]) -> None:
+        """Take one inflated OTLP request; `done` is called once, with what was taken, or None if that is not durable.
 
         Raises:
             InvalidRequestError: It must not be sent again.
             SpoolFullError: The spool's bound is reached.
             SpoolUnavailableError: The file system refused.
         """
-        try:
-            accepted = VALIDATORS[signal](body)
-            self.counters[f"received_bytes.{signal}"] += len(body)
-            if not accepted.records:
-                self._acknowledge(signal, 0)
-                done(True)
-                return
-            ticket = self._appenders[signal].append(
-                accepted.body,
-                records=accepted.records,
-                tenant=self._tenant,
-                received_ns=time.time_ns(),
-                days=accepted.days,
-            )
-        except (InvalidRequestError, SpoolFullError, SpoolUnavailableError) as error:
-            self.refused(_REASONS[type(error)])
-            raise
-        self._waiting.append((ticket, done, signal, accepted.records))
+        now_ns = time.time_ns()
+        accepted = VALIDATORS[signal](body, Window.around(now_ns, self._kept_days[signal]))
+        self.counters[f"received_bytes.{signal}"] += len(body)
+        if not accepted.records:
+            self._acknowledge(signal, accepted)
+            done(accepted)
+            return
+        ticket = self._appenders[signal].append(
+            accepted.body,
+            records=accepted.records,
+            tenant=self._tenant,
+            received_ns=now_ns,
+            days=accepted.days,
+        )
+        self._waiting.append((ticket, done, signal, accepted))
         self._kick_soon()
 
     def refused(self, reason: str) -> None:
         """Count a request that was not taken."""
         self.counters[f"refused_requests.{reason}"] += 1
 
-    def _acknowledge(self, signal: str, records: int) -> None:
+    def _acknowledge(self, signal: str, accepted: Accepted) -> None:
         self.counters[f"acked_requests.{signal}"] += 1
-        self.counters[f"acked_records.{signal}"] += records
+        self.counters[f"acked_records.{signal}"] += accepted.records
+        for reason, records in accepted.rejected.items():
+            self.counters[f"rejected_records.{signal}.{reason}"] += records
 
     def seal_due(self) -> None:
         """Seal the segments that have reached their age; called several times a second."""
@@ -122,12 +127,12 @@ class Intake:
 
     def _synced(self, batch: list[_Waiting]) -> None:
         self._syncing = False
-        for ticket, done, signal, records in batch:
+        for ticket, done, signal, accepted in batch:
             if ticket.durable:
-                self._acknowledge(signal, records)
+                self._acknowledge(signal, accepted)
             else:
                 self.refused("spool_unavailable")
-            done(ticket.durable)
+            done(accepted if ticket.durable else None)
         self._kick_soon()
 
     @property
@@ -145,10 +150,3 @@ class Intake:
         self._thread.join()
         for appender in self._appenders.values():
             appender.close()
-
-
-_REASONS: dict[type[Exception], str] = {
-    InvalidRequestError: "invalid",
-    SpoolFullError: "spool_full",
-    SpoolUnavailableError: "spool_unavailable",
-}

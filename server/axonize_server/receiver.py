@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 import uvloop
-from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]  # no types are published
 
 from axonize_core import __version__
 from axonize_core.errors import ConfigurationError
@@ -24,6 +23,7 @@ from axonize_server.http import Connection, Head, HttpLimits, Response
 from axonize_server.inflate import InflatedTooLargeError, inflate
 from axonize_server.intake import Intake
 from axonize_server.otlp import InvalidRequestError
+from axonize_server.otlp_answer import failure, success
 from axonize_server.spool import SpoolFullError, SpoolUnavailableError
 from axonize_server.stats import write_stats
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from axonize_server.otlp import Accepted
     from axonize_server.settings import Settings
 
 __all__ = ["Receiver", "run"]
@@ -85,14 +86,11 @@ class Receiver:
         try:
             if head.headers.get("content-encoding") == "gzip":
                 body = memoryview(inflate(body, self._settings.max_body_bytes))
-            self._intake.accept(signal_name, body, lambda durable: connection.respond(_OK if durable else _LATER))
-        except InflatedTooLargeError as error:
-            connection.respond(self.refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)))
-        except InvalidRequestError as error:
-            connection.respond(_status(HTTPStatus.BAD_REQUEST, str(error)))
-        except (SpoolFullError, SpoolUnavailableError) as error:
-            answer = _status(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
-            connection.respond(answer._replace(headers=_RETRY_AFTER))
+            self._intake.accept(signal_name, body, lambda taken: connection.respond(_answer(signal_name, taken)))
+        except tuple(_REFUSALS) as error:
+            status, counted = _REFUSALS[type(error)]
+            self._intake.refused(counted)
+            connection.respond(_status(status, str(error)))
 
 
 def _unsupported(head: Head) -> str | None:
@@ -105,15 +103,23 @@ def _unsupported(head: Head) -> str | None:
     return None
 
 
+def _answer(signal_name: str, taken: Accepted | None) -> Response:
+    if taken is None:
+        return _status(HTTPStatus.SERVICE_UNAVAILABLE, "the spool could not be synced; send again")
+    return Response(200, success(signal_name, taken))
+
+
 def _status(status: HTTPStatus, reason: str) -> Response:
-    return Response(status.value, Status(code=_CODES[status.value], message=reason[:1024]).SerializeToString())
+    headers = _RETRY_AFTER if status is HTTPStatus.SERVICE_UNAVAILABLE else {}
+    return Response(status.value, failure(_CODES[status.value], reason), headers=headers)
 
 
-# An empty Export*ServiceResponse has no bytes.
-_OK: Final = Response(200)
-_LATER: Final = _status(HTTPStatus.SERVICE_UNAVAILABLE, "the spool could not be synced; send again")._replace(
-    headers=_RETRY_AFTER
-)
+_REFUSALS: Final[dict[type[Exception], tuple[HTTPStatus, str]]] = {
+    InvalidRequestError: (HTTPStatus.BAD_REQUEST, "invalid"),
+    InflatedTooLargeError: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "http_413"),
+    SpoolFullError: (HTTPStatus.SERVICE_UNAVAILABLE, "spool_full"),
+    SpoolUnavailableError: (HTTPStatus.SERVICE_UNAVAILABLE, "spool_unavailable"),
+}
 
 
 def _healthy() -> Response:

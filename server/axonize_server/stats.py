@@ -58,7 +58,7 @@ def read_stats(data_dir: Path) -> list[dict[str, Any]]:
     """What the receivers last published: worker, pid, updated_ns (epoch), counters; by worker.
 
     Counter names are ``received_bytes.<signal>``, ``acked_requests.<signal>``, ``acked_records.<signal>`` and
-    ``refused_requests.<reason>``.
+    ``refused_requests.<reason>`` and ``rejected_records.<signal>.<reason>``.
     """
     found = [_read(path) for path in (data_dir / "run").glob("receiver-*.json")]
     return sorted(filter(None, found), key=lambda facts: int(facts["worker"]))
