@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axonize_core import __version__
+from axonize_core import __version__, cpus
 from axonize_core.frames import (
     PROTOCOL,
     Bye,
@@ -217,9 +217,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--socket", type=Path, required=True, help="where to listen")
     parser.add_argument("--shared", action="store_true", help="end with the last client")
     parser.add_argument("--lock-fd", type=int, default=None, help="inherited lock to let go of when listening ends")
+    parser.add_argument("--cpus", default="", help="where to run, 0,1,2: its parent may be pinned by now")
     options = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = Settings.from_env()
+    if options.cpus:
+        cpus.use(map(int, options.cpus.split(",")))
     if options.shared:
         _leave_parent()
     run(options.socket, settings, shared=options.shared, lock_fd=options.lock_fd)

@@ -15,6 +15,7 @@ from collections import Counter, deque
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
+from axonize_core import cpus  # noqa: F401 - it looks as early as it can
 from axonize_core.frames import Kind, Record
 from axonize_core.settings import get_settings
 

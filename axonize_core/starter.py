@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from axonize_core.cpus import CPUS
 from axonize_core.runtime_dir import private_directory
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class AgentStarter:
         mode = "wb" if log_path.exists() and log_path.stat().st_size > _LOG_LIMIT_BYTES else "ab"
         with log_path.open(mode) as log:
             self._process = subprocess.Popen(
-                [*agent_command(self._settings, path), "--shared"],
+                [*agent_command(self._settings, path), "--shared", "--cpus", ",".join(map(str, CPUS))],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

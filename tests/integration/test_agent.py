@@ -17,6 +17,7 @@ from axonize_core.doctor import agent_status
 
 PRELUDE = """
 import os, sys, time
+exec(os.environ.pop("BEFORE_ANYTHING", ""))
 from axonize_core.frames import Kind
 from axonize_core.recorder import get_recorder
 rec = get_recorder()
@@ -130,7 +131,7 @@ def test_nothing_heavy_is_imported_in_the_inference_process(engine):
     allowed = {"axonize_core", "msgspec", "typing_extensions", "coverage", "$coverage"}
     assert {m for m in outside if not m.startswith(("_", "__editable__"))} <= allowed
     core = {"absence", "errors", "frames", "recorder", "runtime_dir", "settings", "shipper", "starter", "transport"}
-    core |= {"gpu", "gpu.process"}
+    core |= {"cpus", "gpu", "gpu.process"}
     assert ours == ["axonize_core", *sorted(f"axonize_core.{m}" for m in core)]
 
 
@@ -241,6 +242,29 @@ def test_a_spawned_child_joins_the_same_agent(engine, otlp_sink):
     )
     assert subprocess.run([sys.executable, script], env=engine.env, timeout=60, check=False).returncode == 0
     otlp_sink.wait(lambda s: names(s).count("request") == 2)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="there is one CPU to run on"
+)
+@pytest.mark.parametrize("early", [False, True])
+def test_an_engine_that_pinned_itself_does_not_pin_its_agent(engine, early):
+    """vLLM's workers on CPU do, by OpenMP before we are there: the agent runs where the engine could when it started."""
+    pin = "import os; os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})"
+    process = engine(
+        f"""
+        {"" if early else pin}
+        request("r")
+        print(rec.flush(10), flush=True)
+        sys.stdin.readline()
+        """,
+        **({"GOMP_CPU_AFFINITY": "0", "BEFORE_ANYTHING": pin} if early else {}),
+    )
+    assert process.stdout.readline() == "True\n"
+    (path,) = engine.sockets()
+    assert os.sched_getaffinity(agent_status(path)["pid"]) == os.sched_getaffinity(0)
+    process.stdin.close()
+    process.wait(20)
 
 
 def test_records_are_not_lost_when_the_process_exits_at_once(engine, otlp_sink):
