@@ -45,13 +45,6 @@ def make_pb_utils() -> ModuleType:
     class TritonModelException(Exception):  # noqa: N818 - Triton's name
         pass
 
-    class Tensor:
-        def __init__(self, name, array):
-            self._name, self._array = name, array
-
-        def as_numpy(self):
-            return self._array
-
     class InferenceResponse:
         def __init__(self, output_tensors=(), error=None):
             self._message = None if error is None else error.message()
@@ -117,7 +110,7 @@ def make_pb_utils() -> ModuleType:
             self._answers[4]["flags"] = flags
 
     module = ModuleType("triton_python_backend_utils")
-    for one in (TritonError, TritonModelException, Tensor, InferenceResponse, InferenceRequest):
+    for one in (TritonError, TritonModelException, InferenceResponse, InferenceRequest):
         setattr(module, one.__name__, one)
     module.TRITONSERVER_RESPONSE_COMPLETE_FINAL = FINAL
     module.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE = RESCHEDULE
@@ -196,7 +189,7 @@ def triton_environment(monkeypatch):
 
 
 @pytest.fixture
-def recorded(pb_utils, triton_errors, triton_environment):
+def triton_recorded(pb_utils, triton_errors, triton_environment):
     """What is recorded in a test; a failure of our own code that it does not take from ``triton_errors`` fails it."""
     with capture_events() as captured:
         yield captured

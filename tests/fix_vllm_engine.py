@@ -13,6 +13,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from axonize_core.recorder import get_recorder
+
 
 class Request:
     """A request as the scheduler knows it."""
@@ -115,6 +117,16 @@ def config(**more):
         "cache_config": SimpleNamespace(block_size=4),
     }
     return SimpleNamespace(**parts, **more)
+
+
+@pytest.fixture
+def own_sources():
+    """Let this test's process have no sources but its own: a front end of another test would be waited for."""
+    sources = get_recorder().sources
+    before = sources[:]
+    sources.clear()
+    yield
+    sources[:] = before
 
 
 @pytest.fixture

@@ -22,23 +22,23 @@ def serve(execute, **more):
     return Stub(axonize_triton.instrument(type("TritonPythonModel", (), {"execute": execute})), **more)
 
 
-def told(recorded):
+def told(triton_recorded):
     """Return each request's id and error, in the order in which they ended."""
-    return [(r.request_id, r.error) for r in recorded.flush().requests]
+    return [(r.request_id, r.error) for r in triton_recorded.flush().requests]
 
 
-def test_a_batch(pb_utils, recorded):
+def test_a_batch(pb_utils, triton_recorded):
     """What the model returns is returned; one batch has all requests, and each its own span."""
     answers = [pb_utils.InferenceResponse() for _ in range(3)]
     stub = serve(lambda _, requests: answers)
     assert stub.execute(*map(pb_utils.InferenceRequest, "abc")) is answers
-    assert told(recorded) == [("a", None), ("b", None), ("c", None)]
-    (batch,) = recorded.batches
-    assert batch.request_seqs == tuple(r.ref.seq for r in recorded.requests)
+    assert told(triton_recorded) == [("a", None), ("b", None), ("c", None)]
+    (batch,) = triton_recorded.batches
+    assert batch.request_seqs == tuple(r.ref.seq for r in triton_recorded.requests)
     assert not batch.incomplete
 
 
-def test_a_coroutine(pb_utils, recorded):
+def test_a_coroutine(pb_utils, triton_recorded):
     """It stays one, and is over when it is."""
 
     async def execute(self, requests):
@@ -48,12 +48,12 @@ def test_a_coroutine(pb_utils, recorded):
     stub = serve(execute)
     assert asyncio.iscoroutinefunction(stub.model.execute)
     stub.execute(pb_utils.InferenceRequest("a"))
-    assert told(recorded) == [("a", None)]
-    assert recorded.requests[0].duration_ns >= 10_000_000
+    assert told(triton_recorded) == [("a", None)]
+    assert triton_recorded.requests[0].duration_ns >= 10_000_000
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-def test_what_the_model_raises(pb_utils, recorded, is_async):
+def test_what_the_model_raises(pb_utils, triton_recorded, is_async):
     """Goes on as it is, and is the error of all of the batch."""
 
     def execute(self, requests):
@@ -65,10 +65,10 @@ def test_what_the_model_raises(pb_utils, recorded, is_async):
     stub = serve(execute_async if is_async else execute)
     with pytest.raises(pb_utils.TritonModelException, match="model"):
         stub.execute(*map(pb_utils.InferenceRequest, "ab"))
-    assert told(recorded) == [("a", "TritonModelException"), ("b", "TritonModelException")]
+    assert told(triton_recorded) == [("a", "TritonModelException"), ("b", "TritonModelException")]
 
 
-def test_responses_with_errors(pb_utils, recorded):
+def test_responses_with_errors(pb_utils, triton_recorded):
     """Only those that hold one are errors."""
 
     def execute(self, requests):
@@ -78,10 +78,10 @@ def test_responses_with_errors(pb_utils, recorded):
     stub = serve(execute)
     stub.execute(*map(pb_utils.InferenceRequest, "abc"))
     stub.execute(*map(pb_utils.InferenceRequest, "de"))
-    assert told(recorded) == [("a", None), ("b", "TritonError"), ("c", None), ("d", None), ("e", None)]
+    assert told(triton_recorded) == [("a", None), ("b", "TritonError"), ("c", None), ("d", None), ("e", None)]
 
 
-def test_an_error_that_is_used_again(pb_utils, recorded):
+def test_an_error_that_is_used_again(pb_utils, triton_recorded):
     """A model may keep one for all of its bad requests."""
 
     def initialize(self, args):
@@ -96,20 +96,20 @@ def test_an_error_that_is_used_again(pb_utils, recorded):
     stub = Stub(model)
     for batch in (["m1"], ["k1"], ["ok1", "k2"], ["m2", "k3"], ["ok2"]):
         stub.execute(*map(pb_utils.InferenceRequest, batch))
-    assert {name for name, error in told(recorded) if error} == {"m1", "m2", "k1", "k2", "k3"}
+    assert {name for name, error in told(triton_recorded) if error} == {"m1", "m2", "k1", "k2", "k3"}
 
 
-def test_an_error_of_another_model(pb_utils, recorded):
+def test_an_error_of_another_model(pb_utils, triton_recorded):
     """The error of a called model's answer, given on as it is."""
     theirs = pb_utils.InferenceResponse(error=pb_utils.TritonError("theirs"))
     stub = serve(lambda _, requests: [pb_utils.InferenceResponse(error=theirs.error())])
     for name in "abc":
         stub.execute(pb_utils.InferenceRequest(name))
-    assert told(recorded) == [("a", "TritonError"), ("b", "TritonError"), ("c", "TritonError")]
+    assert told(triton_recorded) == [("a", "TritonError"), ("b", "TritonError"), ("c", "TritonError")]
     assert pb_utils.InferenceResponse().error() is None
 
 
-def test_an_error_that_is_never_used(pb_utils, recorded):
+def test_an_error_that_is_never_used(pb_utils, triton_recorded):
     """Makes no error of a good answer, nor of the next one with an error a good one."""
 
     def execute(self, requests):
@@ -120,10 +120,10 @@ def test_an_error_that_is_never_used(pb_utils, recorded):
     stub = serve(execute)
     for name in ("ok", "bad", "ok", "bad"):
         stub.execute(pb_utils.InferenceRequest(name))
-    assert told(recorded) == [("ok", None), ("bad", "TritonError")] * 2
+    assert told(triton_recorded) == [("ok", None), ("bad", "TritonError")] * 2
 
 
-def test_errors_are_asked_for_only_where_one_was_made(pb_utils, recorded, monkeypatch):
+def test_errors_are_asked_for_only_where_one_was_made(pb_utils, triton_recorded, monkeypatch):
     """Asking each response takes time; what an execution that failed made, none can hold any more."""
     asked = []
     has_error = pb_utils.InferenceResponse.has_error
@@ -142,10 +142,10 @@ def test_errors_are_asked_for_only_where_one_was_made(pb_utils, recorded, monkey
     for name in ("ok", "bad", "ok", "ok"):
         stub.execute(pb_utils.InferenceRequest(name))
     assert len(asked) == 1
-    told(recorded)
+    told(triton_recorded)
 
 
-def test_some_answer_at_once_and_some_later(pb_utils, recorded):
+def test_some_answer_at_once_and_some_later(pb_utils, triton_recorded):
     """None stands for a request whose sender is used; later, and from wherever."""
     later = []
 
@@ -154,12 +154,12 @@ def test_some_answer_at_once_and_some_later(pb_utils, recorded):
         return [pb_utils.InferenceResponse(), None]
 
     serve(execute).execute(*map(pb_utils.InferenceRequest, "ab"))
-    assert told(recorded) == [("a", None)]
+    assert told(triton_recorded) == [("a", None)]
     later[0].send(pb_utils.InferenceResponse(), FINAL)
-    assert told(recorded) == [("a", None), ("b", None)]
+    assert told(triton_recorded) == [("a", None), ("b", None)]
 
 
-def test_whose_requests_they_are(pb_utils, recorded, monkeypatch):
+def test_whose_requests_they_are(pb_utils, triton_recorded, monkeypatch):
     """Triton's context first, then what the caller sent; who says nothing begins a trace."""
     monkeypatch.setattr(execution, "is_traced", lambda: True)
     stub = serve(lambda _, requests: [pb_utils.InferenceResponse() for _ in requests])
@@ -171,12 +171,12 @@ def test_whose_requests_they_are(pb_utils, recorded, monkeypatch):
         pb_utils.InferenceRequest("none"),
     )
     stub.execute(pb_utils.InferenceRequest("alone", {}, context))
-    parents = {r.request_id: r.parent_span_id for r in recorded.flush().requests}
+    parents = {r.request_id: r.parent_span_id for r in triton_recorded.flush().requests}
     assert parents == {"both": 0xCECECECECECECECE, "parameter": 0xCDCDCDCDCDCDCDCD, "none": 0, "alone": parents["both"]}
 
 
 @pytest.mark.parametrize(("detail", "parent"), [("full", 0xCDCDCDCDCDCDCDCD), ("ids", 0)])
-def test_what_is_read(pb_utils, recorded, triton_environment, monkeypatch, detail, parent):
+def test_what_is_read(pb_utils, triton_recorded, triton_environment, monkeypatch, detail, parent):
     """Triton's context not where it makes none; in the mode of ids nothing but ids."""
     triton_environment("AXONIZE_TRITON_DETAIL", detail)
     monkeypatch.setattr(execution, "is_traced", lambda: False)
@@ -186,7 +186,7 @@ def test_what_is_read(pb_utils, recorded, triton_environment, monkeypatch, detai
     stub = serve(lambda _, requests: [pb_utils.InferenceResponse() for _ in requests])
     for names in ("a", "bc"):
         stub.execute(*(pb_utils.InferenceRequest(name, {"traceparent": CALLER}) for name in names))
-    found = recorded.flush().requests
+    found = triton_recorded.flush().requests
     assert [(r.request_id, r.parent_span_id) for r in found] == [("a", parent), ("b", parent), ("c", parent)]
 
 
@@ -219,7 +219,7 @@ def failing(*_, **__):
 
 
 @pytest.mark.parametrize("requests", [1, 2])
-def test_a_failure_of_ours_before_the_model(pb_utils, recorded, triton_errors, monkeypatch, requests):
+def test_a_failure_of_ours_before_the_model(pb_utils, triton_recorded, triton_errors, monkeypatch, requests):
     """The model answers, and it is counted."""
     monkeypatch.setattr(pb_utils.InferenceRequest, "request_id", failing)
     stub = serve(lambda _, requests: [pb_utils.InferenceResponse() for _ in requests])
@@ -227,7 +227,7 @@ def test_a_failure_of_ours_before_the_model(pb_utils, recorded, triton_errors, m
     assert triton_errors.take() == {"triton.execute": 1}
 
 
-def test_a_failure_of_ours_after_the_model(pb_utils, recorded, triton_errors, monkeypatch):
+def test_a_failure_of_ours_after_the_model(pb_utils, triton_recorded, triton_errors, monkeypatch):
     """The answers go out; what the model raises is what is raised."""
 
     def execute(self, requests):
@@ -244,7 +244,7 @@ def test_a_failure_of_ours_after_the_model(pb_utils, recorded, triton_errors, mo
     assert triton_errors.take() == {"triton.execute_end": 2}
 
 
-def test_an_error_that_cannot_be_noted(pb_utils, recorded, triton_errors, monkeypatch):
+def test_an_error_that_cannot_be_noted(pb_utils, triton_recorded, triton_errors, monkeypatch):
     """Is an error of the model all the same."""
     monkeypatch.setattr("axonize_triton.failures.Made", failing)
     stub = serve(lambda _, requests: [pb_utils.InferenceResponse(error=pb_utils.TritonError("bad"))])

@@ -28,7 +28,7 @@ def responses(request):
     return dict(request.attributes).get(names.RESPONSES)
 
 
-def test_a_stream_in_execute(pb_utils, recorded):
+def test_a_stream_in_execute(pb_utils, triton_recorded):
     """Each response counts, the empty one at the end does not; all of them reach Triton as they were."""
     answers = [pb_utils.InferenceResponse() for _ in range(3)]
 
@@ -41,12 +41,16 @@ def test_a_stream_in_execute(pb_utils, recorded):
     request = pb_utils.InferenceRequest("a")
     assert serve(execute).execute(request) is None
     assert sent(request) == [*((answer, 0) for answer in answers), (None, FINAL)]
-    (told,) = recorded.flush().requests
+    (told,) = triton_recorded.flush().requests
     assert (told.request_id, told.error, responses(told)) == ("a", None, 3)
-    assert (len(recorded.prefills), recorded.decodes[0].responses, len(recorded.batches)) == (1, 3, 1)
+    assert (len(triton_recorded.prefills), triton_recorded.decodes[0].responses, len(triton_recorded.batches)) == (
+        1,
+        3,
+        1,
+    )
 
 
-def test_threads_that_answer_later(pb_utils, recorded):
+def test_threads_that_answer_later(pb_utils, triton_recorded):
     """From any thread and long after; each request has its own responses."""
     threads = []
 
@@ -60,16 +64,16 @@ def test_threads_that_answer_later(pb_utils, recorded):
             threads.append(threading.Thread(target=answer, args=(request.get_response_sender(), count)))
 
     serve(execute).execute(*map(pb_utils.InferenceRequest, "321"))
-    assert recorded.flush().requests == []
-    assert len(recorded.batches) == 1
+    assert triton_recorded.flush().requests == []
+    assert len(triton_recorded.batches) == 1
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert {(r.request_id, responses(r)) for r in recorded.flush().requests} == {("3", 3), ("2", 2), ("1", 1)}
+    assert {(r.request_id, responses(r)) for r in triton_recorded.flush().requests} == {("3", 3), ("2", 2), ("1", 1)}
 
 
-def test_a_coroutine_that_answers(pb_utils, recorded):
+def test_a_coroutine_that_answers(pb_utils, triton_recorded):
     """As Triton's models for a loop are written."""
 
     async def execute(self, requests):
@@ -83,10 +87,10 @@ def test_a_coroutine_that_answers(pb_utils, recorded):
     stub = serve(execute)
     type(stub.model).answer = answer
     stub.execute(*map(pb_utils.InferenceRequest, "ab"))
-    assert {r.request_id for r in recorded.flush().requests} == {"a", "b"}
+    assert {r.request_id for r in triton_recorded.flush().requests} == {"a", "b"}
 
 
-def test_a_model_that_is_not_decoupled_may_use_senders(pb_utils, recorded):
+def test_a_model_that_is_not_decoupled_may_use_senders(pb_utils, triton_recorded):
     """For any of its requests."""
 
     def execute(self, requests):
@@ -94,10 +98,10 @@ def test_a_model_that_is_not_decoupled_may_use_senders(pb_utils, recorded):
             request.get_response_sender().send(pb_utils.InferenceResponse(), FINAL)
 
     serve(execute, decoupled=False).execute(*map(pb_utils.InferenceRequest, "ab"))
-    assert [(r.request_id, responses(r)) for r in recorded.flush().requests] == [("a", 1), ("b", 1)]
+    assert [(r.request_id, responses(r)) for r in triton_recorded.flush().requests] == [("a", 1), ("b", 1)]
 
 
-def test_a_sender_asked_for_twice(pb_utils, recorded):
+def test_a_sender_asked_for_twice(pb_utils, triton_recorded):
     """Triton makes a new one each time: both are of the same request."""
 
     def execute(self, requests):
@@ -107,10 +111,10 @@ def test_a_sender_asked_for_twice(pb_utils, recorded):
         request.get_response_sender().send(pb_utils.InferenceResponse(), FINAL)
 
     serve(execute).execute(pb_utils.InferenceRequest("a"))
-    assert [responses(r) for r in recorded.flush().requests] == [2]
+    assert [responses(r) for r in triton_recorded.flush().requests] == [2]
 
 
-def test_a_request_where_an_earlier_one_was_in_memory(pb_utils, recorded):
+def test_a_request_where_an_earlier_one_was_in_memory(pb_utils, triton_recorded):
     """The last response of the earlier one, which is gone but for its sender, is not the end of the later one."""
     kept = []
 
@@ -125,10 +129,10 @@ def test_a_request_where_an_earlier_one_was_in_memory(pb_utils, recorded):
     stub.execute(request)
     request._answers = pb_utils.InferenceRequest("b")._answers  # the same object in memory, another request
     stub.execute(request)
-    assert [r.request_id for r in recorded.flush().requests] == ["a", "b"]
+    assert [r.request_id for r in triton_recorded.flush().requests] == ["a", "b"]
 
 
-def test_errors_in_a_stream(pb_utils, recorded):
+def test_errors_in_a_stream(pb_utils, triton_recorded):
     """One that a response holds is the request's; the others are none."""
 
     def execute(self, requests):
@@ -139,14 +143,14 @@ def test_errors_in_a_stream(pb_utils, recorded):
             sender.send(pb_utils.InferenceResponse(error=error), FINAL)
 
     serve(execute).execute(*map(pb_utils.InferenceRequest, "abc"))
-    assert [(r.request_id, r.error) for r in recorded.flush().requests] == [
+    assert [(r.request_id, r.error) for r in triton_recorded.flush().requests] == [
         ("a", None),
         ("b", "TritonError"),
         ("c", None),
     ]
 
 
-def test_an_error_and_more_after_it(pb_utils, recorded):
+def test_an_error_and_more_after_it(pb_utils, triton_recorded):
     """An error that is still at hand when its response is sent is not looked for in those of others for ever."""
     asked = []
     has_error = pb_utils.InferenceResponse.has_error
@@ -162,11 +166,11 @@ def test_an_error_and_more_after_it(pb_utils, recorded):
         sender.send(flags=FINAL)
 
     serve(execute).execute(pb_utils.InferenceRequest("a"))
-    assert [r.error for r in recorded.flush().requests] == ["TritonError"]
+    assert [r.error for r in triton_recorded.flush().requests] == ["TritonError"]
     assert len(asked) == 2
 
 
-def test_what_the_sender_raises(pb_utils, recorded):
+def test_what_the_sender_raises(pb_utils, triton_recorded):
     """Goes to the model: a sender is closed by its final response."""
 
     def execute(self, requests):
@@ -177,10 +181,10 @@ def test_what_the_sender_raises(pb_utils, recorded):
     stub = serve(execute)
     with pytest.raises(pb_utils.TritonModelException, match="closed"):
         stub.execute(pb_utils.InferenceRequest("a"))
-    assert [(r.request_id, r.error) for r in recorded.flush().requests] == [("a", None)]
+    assert [(r.request_id, r.error) for r in triton_recorded.flush().requests] == [("a", None)]
 
 
-def test_a_sender_has_what_the_real_one_has(pb_utils, recorded):
+def test_a_sender_has_what_the_real_one_has(pb_utils, triton_recorded):
     """Also what is not known here."""
     found = []
 
@@ -194,7 +198,7 @@ def test_a_sender_has_what_the_real_one_has(pb_utils, recorded):
 
 
 @pytest.mark.parametrize("asks", ["sender", "request"])
-def test_a_cancelled_request(pb_utils, recorded, asks):
+def test_a_cancelled_request(pb_utils, triton_recorded, asks):
     """Is known once the model has asked, by its sender or by the request."""
 
     def execute(self, requests):
@@ -206,10 +210,13 @@ def test_a_cancelled_request(pb_utils, recorded, asks):
     requests = [pb_utils.InferenceRequest(name) for name in "ab"]
     cancel(requests[1])
     serve(execute).execute(*requests)
-    assert [(r.request_id, r.finish_reason) for r in recorded.flush().requests] == [("a", None), ("b", "cancelled")]
+    assert [(r.request_id, r.finish_reason) for r in triton_recorded.flush().requests] == [
+        ("a", None),
+        ("b", "cancelled"),
+    ]
 
 
-def test_a_request_of_nobody_is_left_alone(pb_utils, recorded):
+def test_a_request_of_nobody_is_left_alone(pb_utils, triton_recorded):
     """One that was never executed here: its sender is Triton's own."""
     serve(lambda _, requests: None)
     request = pb_utils.InferenceRequest("other")
@@ -219,11 +226,11 @@ def test_a_request_of_nobody_is_left_alone(pb_utils, recorded):
     request.get_response_sender().send(flags=FINAL)
     axonize_triton.tokens(request, output=1)
     assert "traceparent" not in axonize_triton.call(request)["parameters"]
-    assert recorded.flush().requests == []
+    assert triton_recorded.flush().requests == []
 
 
 @pytest.mark.parametrize("decoupled", [True, False])
-def test_an_iterative_sequence(pb_utils, recorded, decoupled):
+def test_an_iterative_sequence(pb_utils, triton_recorded, decoupled):
     """The request comes back, as another object: it is one request, in as many executions."""
 
     def execute(self, requests):
@@ -242,11 +249,11 @@ def test_an_iterative_sequence(pb_utils, recorded, decoupled):
         again = pb_utils.InferenceRequest("a", correlation_id=7)
         again._answers = first._answers
         stub.execute(again)
-    (told,) = recorded.flush().requests
-    assert (told.request_id, responses(told), len(recorded.batches)) == ("a", 3, 3)
+    (told,) = triton_recorded.flush().requests
+    assert (told.request_id, responses(told), len(triton_recorded.batches)) == ("a", 3, 3)
 
 
-def test_a_request_without_any_name_that_comes_back(pb_utils, recorded):
+def test_a_request_without_any_name_that_comes_back(pb_utils, triton_recorded):
     """Cannot be told from others, and is taken for none of them."""
 
     def execute(self, requests):
@@ -255,19 +262,30 @@ def test_a_request_without_any_name_that_comes_back(pb_utils, recorded):
     stub = serve(execute)
     stub.execute(pb_utils.InferenceRequest())
     stub.execute(pb_utils.InferenceRequest())
-    assert len({seq for batch in recorded.flush().batches for seq in batch.request_seqs}) == 2
+    assert len({seq for batch in triton_recorded.flush().batches for seq in batch.request_seqs}) == 2
 
 
-def test_an_older_backend(pb_utils, recorded):
+def test_the_backend_is_changed_once(pb_utils, triton_recorded):
+    """However many models a process has: what is sent counts once."""
+
+    def execute(self, requests):
+        requests[0].get_response_sender().send(pb_utils.InferenceResponse(), FINAL)
+
+    for name in "ab":
+        serve(execute).execute(pb_utils.InferenceRequest(name))
+    assert [(r.request_id, responses(r)) for r in triton_recorded.flush().requests] == [("a", 1), ("b", 1)]
+
+
+def test_an_older_backend(pb_utils, triton_recorded):
     """One that knows no rescheduling is recorded as well."""
     del pb_utils.InferenceRequest.set_release_flags
     serve(lambda _, requests: requests[0].get_response_sender().send(flags=FINAL)).execute(
         pb_utils.InferenceRequest("a")
     )
-    assert len(recorded.flush().requests) == 1
+    assert len(triton_recorded.flush().requests) == 1
 
 
-def test_tokens(pb_utils, recorded):
+def test_tokens(pb_utils, triton_recorded):
     """As many as the model says; the last word counts."""
 
     def execute(self, requests):
@@ -280,11 +298,11 @@ def test_tokens(pb_utils, recorded):
         sender.send(flags=FINAL)
 
     serve(execute).execute(pb_utils.InferenceRequest("a"))
-    (told,) = recorded.flush().requests
+    (told,) = triton_recorded.flush().requests
     assert (told.input_tokens, told.output_tokens, responses(told)) == (5, 4, 2)
 
 
-def test_calls_of_other_models(pb_utils, recorded):
+def test_calls_of_other_models(pb_utils, triton_recorded):
     """All of one request's calls hang below its one span, in the trace of its caller; parameters go along."""
     calls = []
 
@@ -294,7 +312,7 @@ def test_calls_of_other_models(pb_utils, recorded):
 
     called = pb_utils.InferenceRequest("a", {"traceparent": CALLER}), pb_utils.InferenceRequest("b")
     serve(execute, decoupled=False).execute(*called)
-    first, second = recorded.flush().requests
+    first, second = triton_recorded.flush().requests
     contexts = [c["parameters"]["traceparent"] for c in calls]
     expected = [f"00-{r.ref.trace_id:032x}-{r.ref.span_id:016x}-01" for r in (first, second)]
     assert contexts == [expected[0], expected[0], expected[1], expected[1]]
@@ -303,7 +321,7 @@ def test_calls_of_other_models(pb_utils, recorded):
     assert all(c["trace"].get_context() is None for c in calls)
 
 
-def test_a_call_with_a_context_of_its_own(pb_utils, recorded):
+def test_a_call_with_a_context_of_its_own(pb_utils, triton_recorded):
     """What the model says itself stays; a caller who wants no trace gets none of the called model either."""
     calls = []
 
@@ -315,7 +333,7 @@ def test_a_call_with_a_context_of_its_own(pb_utils, recorded):
     serve(execute, decoupled=False).execute(pb_utils.InferenceRequest("a", {"traceparent": CALLER[:-2] + "00"}))
     assert calls[0]["parameters"] == {"traceparent": "mine"}
     assert calls[1]["parameters"]["traceparent"].endswith("-00")
-    assert not recorded.flush().requests[0].ref.sampled
+    assert not triton_recorded.flush().requests[0].ref.sampled
 
 
 def test_nothing_recorded(pb_utils):
@@ -330,7 +348,7 @@ def failing(*_, **__):
     raise RuntimeError("ours")
 
 
-def test_failures_of_ours(pb_utils, recorded, triton_errors, monkeypatch):
+def test_failures_of_ours(pb_utils, triton_recorded, triton_errors, monkeypatch):
     """The model streams, asks, reschedules and calls as it would alone; each failure is counted by its place."""
     requests = [pb_utils.InferenceRequest(name) for name in "ab"]
 

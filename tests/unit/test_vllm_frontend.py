@@ -10,7 +10,7 @@ import pytest
 from axonize_core import attributes as names
 from axonize_core.recorder import get_recorder
 from axonize_core.testing import capture_events
-from axonize_vllm import frontend, scheduler
+from axonize_vllm import frontend, http, scheduler
 from fix_vllm_engine import Request, Scheduler, config
 
 TRACEPARENT = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
@@ -83,8 +83,11 @@ class FrontEnd:
         self.engine.finish_requests(result.reqs_to_abort, "abort")
 
 
+pytestmark = pytest.mark.usefixtures("own_sources")
+
+
 @pytest.fixture
-def server():
+def server(own_sources):
     with capture_events() as captured:
         engine = Scheduler()
         scheduler.record(engine)
@@ -172,6 +175,57 @@ def test_the_callers_trace_reaches_the_engine(server):
     assert found["a"].ref.trace_id == int("ab" * 16, 16) != found["c"].ref.trace_id
 
 
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_what_a_client_waited_for_is_taken_where_its_call_came_in(server, fake_vllm, prompts):
+    """From the call until something of its answer was sent; not where it may be another request's."""
+
+    class FastAPI:
+        async def __call__(self, scope, receive, send):
+            for name in "ab"[:prompts]:
+                await server.add_request(name, None, None)
+            server.step(statistics())
+            for part in ({"type": "http.response.start"}, {"type": "http.response.body", "body": b"first"}):
+                await send(part)
+            server.engine.stop = dict.fromkeys("ab", "length")
+            server.step(statistics())
+            await send({"type": "http.response.body", "body": b"last"})
+
+    async def send(message):
+        sent.append(message.get("body"))
+
+    sent = []
+    fake_vllm("fastapi", FastAPI=FastAPI)
+    http.instrument()
+    http.instrument()
+    app = FastAPI()
+    asyncio.run(app({"type": "http"}, None, send))
+    assert sent == [None, b"first", b"last"]
+    found = ended(server)
+    assert (found["a"][1][names.FRONTEND_TTFT_S] == 0.125) is (prompts == 2)
+    assert 0 < found["a"][1][names.FRONTEND_TTFT_S] < 30
+    assert http.current() is None
+
+
+def test_other_scopes_of_an_app_are_passed_through(fake_vllm):
+    """Its life's begin and end are no calls, and a process without a server has nothing to watch."""
+
+    class FastAPI:
+        async def __call__(self, scope, receive, send):
+            assert http.current() is None
+            await send("passed")
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    http.instrument()
+    fake_vllm("fastapi", FastAPI=FastAPI)
+    http.instrument()
+    asyncio.run(FastAPI()({"type": "lifespan"}, None, send))
+    assert sent == ["passed"]
+
+
 def test_several_answers_to_one_call(server):
     """Each is a request of its own that says which of them it is; more input for one that lives opens none."""
     request = Request("1_a-1234abcd")
@@ -237,7 +291,8 @@ def test_every_front_end_made_from_now_on_is_recorded(fake_vllm, caplog):
     fake_vllm("vllm.v1.engine.llm_engine", LLMEngine=LLMEngine)
     frontend.instrument()
     frontend.instrument()
-    assert "add_request" in vars(AsyncLLM().output_processor)
-    assert LLMEngine().made
+    with capture_events():
+        assert "add_request" in vars(AsyncLLM().output_processor)
+        assert LLMEngine().made
     assert "not recorded" in caplog.text
     assert get_recorder().errors.pop("vllm.frontend") == 1

@@ -14,8 +14,11 @@ from fix_vllm_engine import Request, Scheduler
 TRACEPARENT = "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
 
 
+pytestmark = pytest.mark.usefixtures("own_sources")
+
+
 @pytest.fixture
-def engine(monkeypatch):
+def engine(monkeypatch, own_sources):
     """A recorded scheduler whose KV cache can be read."""
     monkeypatch.setattr(scheduler, "missing", lambda capability: None)
     with capture_events() as captured:

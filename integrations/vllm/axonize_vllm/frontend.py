@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from axonize_core import attributes as names
 from axonize_core.frames import Kind
 from axonize_core.recorder import get_recorder
-from axonize_vllm import requests
+from axonize_vllm import http, requests
 from axonize_vllm.source import frontend_source
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def record(front_end: Any) -> None:
     get_recorder().start()
     if hasattr(front_end, "is_tracing_enabled"):
         _keep_headers(front_end)
+    http.instrument()
 
 
 def _keep_headers(front_end: Any) -> None:
@@ -98,7 +99,7 @@ class _FrontEnd:
         self._process_outputs = processor.process_outputs
         self._abort_requests = processor.abort_requests
         self._propagate_error = processor.propagate_error
-        self._open: dict[str, Any] = {}
+        self._open: dict[str, tuple[Any, http.Call | None]] = {}
 
     def add_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Record that a request came; the engine core hears of it next."""
@@ -110,7 +111,10 @@ class _FrontEnd:
         result = self._add_request(request, *args, **kwargs)
         try:
             if request.request_id not in self._open:
-                self._open[request.request_id] = self._processor.request_states[request.request_id]
+                call = http.current()
+                if call is not None:
+                    call.requests += 1
+                self._open[request.request_id] = self._processor.request_states[request.request_id], call
                 self._emit(request.request_id, "opened", *self._opened(request))
         except Exception:  # noqa: BLE001 - same
             self._recorder.count_error("vllm.frontend.add_request")
@@ -168,7 +172,7 @@ class _FrontEnd:
 
     def _opened(self, request: Any) -> tuple[Any, ...]:
         request_id = getattr(request, "external_req_id", None) or requests.caller_id(request.request_id)[0]
-        state = self._open[request.request_id]
+        state, _ = self._open[request.request_id]
         attributes = () if state.parent_req is None else ((names.CHOICE_INDEX, state.request_index),)
         return (
             self._recorder.next_handle(),
@@ -181,13 +185,16 @@ class _FrontEnd:
         )
 
     def _end(self, engine_id: str, reason: str | None, e2e_s: float | None, error: str | None) -> None:
-        state = self._open.pop(engine_id, None)
-        if state is None:
+        opened = self._open.pop(engine_id, None)
+        if opened is None:
             return
+        state, call = opened
         tokens = ttft_s = None
         if state.stats is not None:
             tokens = state.stats.num_generation_tokens if state.detokenizer is not None else None
             ttft_s = state.stats.first_token_latency or None
+        if call is not None:
+            ttft_s = call.time_to_first_s() or ttft_s
         self._emit(engine_id, "ended", reason, tokens, ttft_s, e2e_s, error)
 
     def _emit(self, engine_id: str, what: str, *facts: Any) -> None:

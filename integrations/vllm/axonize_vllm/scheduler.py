@@ -248,7 +248,13 @@ def _waiting(scheduler: Any) -> tuple[Callable[[], int], Callable[[], int]]:
     """Return the lengths of the two queues of those that wait, the second of another name in each version."""
     held = getattr(scheduler, "kv_holding_waiting", None)
     held = getattr(scheduler, "skipped_waiting", None) if held is None else held
-    return scheduler.waiting.__len__, _nothing if held is None else held.__len__
+    return _length(scheduler.waiting), _nothing if held is None else _length(held)
+
+
+def _length(queue: Any) -> Callable[[], int]:
+    """Return what tells its length: vLLM's queue asks deque's through super(), 0.1 us each time."""
+    length: Callable[[], int] = deque.__len__.__get__(queue) if isinstance(queue, deque) else queue.__len__
+    return length
 
 
 def _kv_cache(scheduler: Any) -> tuple[Any, int]:
