@@ -1,0 +1,78 @@
+"""When a call came in and when the first of its answer left, at the edge of the API server.
+
+vLLM takes the time of arrival after it has read and checked a call, and that of the first token before it is sent: on a
+loopback two milliseconds of what a client waits. The server's app is called for each call with what sends its answer;
+both are seen there, on the thread of the event loop, at less than a microsecond for each part of an answer.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from axonize_core.recorder import get_recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Call", "current", "instrument"]
+
+_MARK = "_axonize_recorded"
+
+
+class Call:
+    """One call of the API; times are perf_counter ns, ``first_ns`` None until something of the answer was sent."""
+
+    __slots__ = ("arrived_ns", "first_ns", "requests")
+
+    def __init__(self, arrived_ns: int) -> None:
+        self.arrived_ns = arrived_ns
+        self.first_ns: int | None = None
+        self.requests = 0
+        """How many requests it became: several prompts, or several answers to one, are a request each."""
+
+    def time_to_first_s(self) -> float | None:
+        """Return the time until something of the answer was sent; None too where it may be another request's."""
+        return None if self.first_ns is None or self.requests != 1 else (self.first_ns - self.arrived_ns) / 1e9
+
+
+_current: ContextVar[Call | None] = ContextVar("axonize_http_call", default=None)
+
+
+def current() -> Call | None:
+    """Return the call that is being answered; what its task starts knows it as well."""
+    return _current.get()
+
+
+def instrument() -> None:
+    """Watch every app of this process, where it has a server at all. Idempotent."""
+    fastapi = sys.modules.get("fastapi")
+    if fastapi is not None and not hasattr(fastapi.FastAPI.__call__, _MARK):
+        fastapi.FastAPI.__call__ = _watched(fastapi.FastAPI.__call__)
+
+
+def _watched(original: Callable[..., Any]) -> Callable[..., Any]:
+    clock = get_recorder().clock
+
+    @functools.wraps(original)
+    async def __call__(self: Any, scope: Any, receive: Any, send: Any) -> None:  # noqa: N807 - it is one
+        if scope["type"] != "http":
+            await original(self, scope, receive, send)
+            return
+        call = Call(clock())
+
+        async def sent(message: Any) -> None:
+            if call.first_ns is None and message.get("body"):
+                call.first_ns = clock()
+            await send(message)
+
+        token = _current.set(call)
+        try:
+            await original(self, scope, receive, sent)
+        finally:
+            _current.reset(token)
+
+    setattr(__call__, _MARK, True)
+    return __call__
