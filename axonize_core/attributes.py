@@ -121,8 +121,8 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(
         FINISH_REASON_SOURCE, "string", "", "request", "frontend where it, not the engine, gave the finish reason"
     ),
-    Attribute(FRONTEND_TTFT_S, "double", "s", "request", "arrival to the first token, at the engine's front end"),
-    Attribute(FRONTEND_E2E_S, "double", "s", "request", "arrival to the end, at the engine's front end"),
+    Attribute(FRONTEND_TTFT_S, "double", "s", "request", "arrival to the first token sent, at the API server"),
+    Attribute(FRONTEND_E2E_S, "double", "s", "request", "arrival to the end, at the API server"),
     Attribute(FRONTEND_INSTANCE, "string", "", "request", "service.instance.id of that front end"),
     Attribute(CHOICE_INDEX, "int", "", "request", "which of several answers to one call, from 0"),
     Attribute(KV_CACHE_BLOCKS, "int", "{block}", "request", "blocks that its tokens fill in the KV cache"),
