@@ -29,6 +29,10 @@ class Counters:
         self.stored_bytes = 0
         self.refused_segments = 0
         self.insert_retries = 0
+        self.repeated_inserts = 0
+        """Inserts of which some table had the rows already, and took them no second time."""
+        self.partings = 0
+        """Refused segments in which the bad records were looked for."""
         self.last_error: str | None = None
         """Why the newest attempt failed; None while inserts succeed."""
 

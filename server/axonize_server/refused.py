@@ -14,7 +14,16 @@ from axonize_server.spool import Segment, sync_directory
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["FOLDER", "Refusal", "put_back", "read_refusal", "refused_segments", "set_aside", "write_refusal"]
+__all__ = [
+    "FOLDER",
+    "Refusal",
+    "put_back",
+    "read_refusal",
+    "reason_path",
+    "refused_segments",
+    "set_aside",
+    "write_refusal",
+]
 
 FOLDER: Final = "refused"
 
@@ -62,13 +71,13 @@ def set_aside(spool_dir: Path, segment: Segment, refusal: Refusal) -> None:
 def write_refusal(segment: Path, refusal: Refusal) -> None:
     """Put the reason beside a segment."""
     text = json.dumps(refusal._asdict(), ensure_ascii=False, indent=1)
-    _reason_path(segment).write_text(text + "\n", "utf-8")
+    reason_path(segment).write_text(text + "\n", "utf-8")
 
 
 def read_refusal(segment: Path) -> Refusal:
     """The reason beside a segment; one that cannot be read says so."""
     try:
-        facts: dict[str, Any] = json.loads(_reason_path(segment).read_text("utf-8"))
+        facts: dict[str, Any] = json.loads(reason_path(segment).read_text("utf-8"))
         return Refusal(**facts)
     except (OSError, ValueError, TypeError) as e:
         return Refusal(f"its reason cannot be read: {e}", "unknown")
@@ -86,8 +95,9 @@ def put_back(spool_dir: Path, segment: Segment) -> None:
     if target.exists():
         raise FileExistsError(f"{str(target)!r} is there already")
     segment.path.rename(target)
-    _reason_path(segment.path).unlink(missing_ok=True)
+    reason_path(segment.path).unlink(missing_ok=True)
 
 
-def _reason_path(segment: Path) -> Path:
+def reason_path(segment: Path) -> Path:
+    """Where a segment's reason stands."""
     return segment.with_name(f"{segment.stem}.reason.json")

@@ -34,6 +34,7 @@ __all__ = [
     "SpoolFullError",
     "SpoolUnavailableError",
     "UnknownVersionError",
+    "framed",
     "frames",
     "header_message",
     "messages",
@@ -118,12 +119,22 @@ def request_frame(body: bytes | bytearray | memoryview, *, tenant: str, received
     return _varint(len(body) + len(trailer)), trailer
 
 
-def header_message(signal: str) -> bytes:
-    """The first message of a segment, with its length: version and insert settings, no OTLP field."""
-    facts = {"version": SEGMENT_VERSION, "signal": signal, "settings": INSERT_SETTINGS}
-    text = json.dumps(facts, separators=(",", ":")).encode()
+def header_message(signal: str, **facts: Any) -> bytes:
+    """The first message of a segment, with its length: version and insert settings, no OTLP field.
+
+    Args:
+        signal: What the requests are of.
+        facts: More to say, or to say instead; of a segment made from another one what that said.
+    """
+    said = {"version": SEGMENT_VERSION, "signal": signal, "settings": INSERT_SETTINGS, **facts}
+    text = json.dumps(said, separators=(",", ":")).encode()
     own = _HEADER_TAG + _varint(len(text)) + text
     message = own + _crc_field(crc32(own))
+    return _varint(len(message)) + message
+
+
+def framed(message: bytes | memoryview) -> bytes:
+    """A message with its length before it, as it stands in a segment."""
     return _varint(len(message)) + message
 
 

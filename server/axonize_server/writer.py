@@ -29,9 +29,11 @@ from axonize_core.errors import AxonizeError, StoreError
 from axonize_server.api import ApiServer, make_app
 from axonize_server.health import Counters, Health
 from axonize_server.migrate import migrate_registry, migrate_store
+from axonize_server.parting import finish_parting, is_rest, mark_stored_in_part, write_parts
 from axonize_server.refused import Refusal, set_aside
 from axonize_server.registry.address import open_registry
 from axonize_server.registry.sync import RegistrySync
+from axonize_server.sifting import sift
 from axonize_server.spool import SIGNALS, Segment, UnknownVersionError, read_header, remove, sealed_segments
 from axonize_server.store.clickhouse import ClickHouseStore, SegmentRefusedError, StoreUnreachableError
 
@@ -62,9 +64,10 @@ class WriterLockedError(AxonizeError):
 class Writer:
     """Moves segments from the spool into the store; one thread."""
 
-    def __init__(self, store: ClickHouseStore, spool_dir: Path, counters: Counters, stop: threading.Event) -> None:
+    def __init__(self, store: ClickHouseStore, settings: Settings, counters: Counters, stop: threading.Event) -> None:
         self._store = store
-        self._spool_dir = spool_dir
+        self._settings = settings
+        self._spool_dir = settings.spool_dir
         self._counters = counters
         self._stop = stop
         self._deadline: float | None = None
@@ -73,6 +76,7 @@ class Writer:
 
     def run(self, drain_s: float) -> None:
         """Store what is sealed until `stop` is set, then what is left, for at most `drain_s` seconds."""
+        finish_parting(self._spool_dir)
         while not self._stop.is_set():
             self.store_sealed()
             self._stop.wait(_POLL_S)
@@ -100,23 +104,54 @@ class Writer:
             settings = read_header(segment.path)["settings"]
             for attempt in self._attempts():
                 with attempt:
-                    self._store.insert(segment.path, segment.signal, segment.id, settings)
+                    repeated = self._store.insert(segment.path, segment.signal, segment.id, settings)
         except RetryError as e:
             return self._after_failed_round(segment, e.last_attempt.exception())
-        except SegmentRefusedError as e:
-            return self._set_aside(segment, Refusal(str(e), "data"))
-        except UnknownVersionError as e:
-            return self._set_aside(segment, Refusal(str(e), "version"))
-        except (ValueError, KeyError) as e:
-            return self._set_aside(segment, Refusal(str(e), "header"))
-        except OSError as e:
-            return self._unreadable(segment, e)
+        except (SegmentRefusedError, ValueError, KeyError, OSError) as e:
+            return self._after_refusal(segment, e)
         self._counters.stored_segments += 1
         self._counters.stored_bytes += segment.size_bytes
         self._counters.last_error = None
         self._failed.pop(segment.id, None)
+        if repeated:
+            self._counters.repeated_inserts += 1
+            mark_stored_in_part(self._spool_dir, segment)
         remove(segment)
         return True
+
+    def _after_refusal(self, segment: Segment, error: Exception) -> bool:
+        """Part, set aside or leave a segment that no further attempt would store; False when it has to wait."""
+        if isinstance(error, SegmentRefusedError):
+            return self._part(segment, str(error))
+        if isinstance(error, OSError):
+            return self._unreadable(segment, error)
+        cause = "version" if isinstance(error, UnknownVersionError) else "header"
+        return self._set_aside(segment, Refusal(str(error), cause))
+
+    def _part(self, segment: Segment, reason: str) -> bool:
+        """Cut out what the store refuses and store the rest; where that cannot be, set all of it aside."""
+        whole = Refusal(reason, "data", stored_in_part=True)
+        try:
+            return self._parted(segment, whole)
+        except StoreUnreachableError as e:
+            return self._after_failed_round(segment, e)
+        except StoreError as e:
+            untried = whole._replace(reason=f"{reason}; and it could not be parted: {e}")
+            return self._store.ping() and self._set_aside(segment, untried)
+        except OSError as e:
+            return self._unreadable(segment, e)
+
+    def _parted(self, segment: Segment, whole: Refusal) -> bool:
+        if is_rest(segment.path):
+            return self._set_aside(segment, whole)
+        self._counters.partings += 1
+        found = sift(self._store, self._settings, segment, self._halted)
+        if not (found.rest and found.bad):
+            return self._set_aside(segment, whole._replace(stored_in_part=found.stored_in_part))
+        write_parts(self._spool_dir, segment, found.rest, found.bad)
+        self._counters.refused_segments += len(found.bad)
+        _log.error("segment_parted", segment=segment.id, refused=len(found.bad), error=found.bad[0][1].reason)
+        return self._store_one(segment)
 
     def _attempts(self) -> Retrying:
         return Retrying(
@@ -205,7 +240,7 @@ def run(settings: Settings, ready: Callable[[int], None] | None = None) -> None:
         if ready:
             ready(server.port)
         try:
-            Writer(store, settings.spool_dir, counters, stop).run(settings.drain_s)
+            Writer(store, settings, counters, stop).run(settings.drain_s)
         finally:
             server.stop()
             sync.stop()

@@ -181,7 +181,7 @@ class Loop:
 
     def __init__(self, store, settings) -> None:
         self.stop, self.counters = threading.Event(), Counters()
-        self.writer = Writer(store, settings.spool_dir, self.counters, self.stop)
+        self.writer = Writer(store, settings, self.counters, self.stop)
         self.thread = threading.Thread(target=self.writer.run, args=(5.0,))
 
     def __enter__(self):
@@ -276,7 +276,7 @@ def test_a_drain_is_bounded(http_store, clickhouse_front, settings, write_segmen
     stop = threading.Event()
     stop.set()
     began = time.monotonic()
-    Writer(http_store, settings.spool_dir, Counters(), stop).run(drain_s=1.0)
+    Writer(http_store, settings, Counters(), stop).run(drain_s=1.0)
     clickhouse_front.away = False
     assert time.monotonic() - began < 15
     assert len(sealed_segments(settings.spool_dir)) == 1

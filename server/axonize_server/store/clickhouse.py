@@ -89,7 +89,7 @@ class ClickHouseStore:
         except ClickHouseError as e:
             raise StoreError(f"store {self.dsn.text!r}: {e}") from e
 
-    def insert(self, path: Path, signal: str, token: str, settings: Mapping[str, int] | None = None) -> None:
+    def insert(self, path: Path, signal: str, token: str, settings: Mapping[str, int] | None = None) -> bool | None:
         """Insert a segment, at most once per token however often it is asked for.
 
         Args:
@@ -97,6 +97,9 @@ class ClickHouseStore:
             signal: `traces`, `metrics` or `logs`.
             token: identifies the segment (its id).
             settings: insert settings frozen in the segment; they decide how it is split into blocks.
+
+        Returns:
+            Whether a table knew the token already and took nothing; None where the store does not tell.
 
         Raises:
             SegmentRefusedError: The data cannot be stored, now or later.
@@ -109,15 +112,22 @@ class ClickHouseStore:
         statement = explode.insert(signal, self.database, source, clause)
         try:
             if in_process:
+                known = self._known_blocks()
                 self._client().command(statement)
-            else:
-                self._send(path, statement)
+                return self._known_blocks() > known
+            self._send(path, statement)
         except DatabaseError as e:
             if _is_about_data(e):
                 raise SegmentRefusedError(f"segment {path.name!r}: {e}") from e
             raise StoreUnreachableError(f"store {self.dsn.text!r}: {e}") from e
         except ClickHouseError as e:
             raise StoreUnreachableError(f"store {self.dsn.text!r}: {e}") from e
+        return None
+
+    def _known_blocks(self) -> int:
+        """Count the blocks the engine in this process has dropped as repeated; only the writer inserts here."""
+        found = self.query("SELECT value FROM system.events WHERE event = 'DuplicatedInsertedBlocks'")
+        return int(found[0]["value"]) if found else 0
 
     def _send(self, path: Path, statement: str) -> None:
         """Post statement and segment as one body: a URL may be too short for the statement."""
@@ -159,8 +169,12 @@ class ClickHouseStore:
 
 
 # Not for a segment to decide: what a statement needs to be taken at all.
+# A view's table decides by itself whether it has a block, also when the view's source has it: a crash may have come
+# between the two. Older servers have that off.
 _PINNED = {
     "async_insert": 0,
+    "deduplicate_blocks_in_dependent_materialized_views": 1,
+    "materialized_views_ignore_errors": 0,
     "max_partitions_per_insert_block": _PARTITIONS_PER_INSERT,
     "max_memory_usage": _MEMORY_PER_INSERT_BYTES,
 }
