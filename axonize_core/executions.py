@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from axonize_core.live import LiveRequest
     from axonize_core.timeline import Events, Timeline
 
-__all__ = ["FINAL", "RESPONSE", "Executions", "caller"]
+__all__ = ["FINAL", "RESPONSE", "Executions", "caller", "told"]
 
 FINAL, RESPONSE = 1, 2
 """Flags of a RESPONSE record: it is the last one of its request; it holds a response."""
@@ -145,10 +145,15 @@ class Executions:
         request = self._timeline.find(seq)
         if request is None:
             return  # its last response came before the execution was over
-        responses = len(request.progress.token_ns) if request.progress is not None else 0
-        attributes = ((names.RESPONSES, responses),) if responses else None
-        told = (request.finish_reason, None, request.output_tokens, error or request.error, attributes)
-        self._timeline.finish(seq, t_ns, told, events)
+        self._timeline.finish(seq, t_ns, told(request, error), events)
+
+
+def told(request: LiveRequest, error: str | None = None) -> tuple[Any, ...]:
+    """Return what a REQUEST_END record would tell of a request of which nothing more will come."""
+    progress = request.progress
+    responses = len(progress.token_ns) if progress is not None and progress.responds else 0
+    attributes = ((names.RESPONSES, responses),) if responses else None
+    return request.finish_reason, None, request.output_tokens, error or request.error, attributes
 
 
 def caller(context: str | None, parameters: str | None) -> str | None:

@@ -14,7 +14,7 @@ from axonize_core.answers import Answer
 from axonize_core.batches import Batches
 from axonize_core.chunks import as_one
 from axonize_core.events import BatchEvent, DecodeEvent, PrefillEvent, RequestEvent, RequestRef, SourceInfo
-from axonize_core.executions import Executions
+from axonize_core.executions import Executions, told
 from axonize_core.frames import Kind
 from axonize_core.live import LiveRequest, parse_traceparent
 from axonize_core.phases import Phases, of_progress, of_run, stamped_run
@@ -132,7 +132,7 @@ class Timeline:
         self._executions.close(events)
         for seq, request in list(self._requests.items()):
             request.incomplete = True
-            self.finish(seq, request.last_ns, (None, None, None, error or "not_finished", None), events)
+            self.finish(seq, request.last_ns, told(request, error or "not_finished"), events)
         self._runs.clear()
         return events
 
@@ -364,7 +364,7 @@ class Timeline:
         """Close what lost records and has not moved for long, so that a lost end cannot leak state."""
         stale = [s for s, r in self._requests.items() if r.incomplete and now_ns - r.last_ns > EXPIRY_NS]
         for seq in stale:
-            self.finish(seq, self._requests[seq].last_ns, (None, None, None, "records_lost", None), events)
+            self.finish(seq, self._requests[seq].last_ns, told(self._requests[seq], "records_lost"), events)
         self._executions.expire(self._requests, now_ns - EXPIRY_NS, events)
         orphaned = [h for h, run in self._runs.items() if run.incomplete and not self._members(run.seqs)]
         for handle in orphaned:

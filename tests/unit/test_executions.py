@@ -161,12 +161,14 @@ def test_an_iterative_sequence_is_one_request():
 def test_a_process_that_died_in_the_middle():
     """What ran and what streamed is told, as far as it got."""
     stub = Stub()
-    stub.tell(begin(5, [6, 7], 100), response(6, 150))
+    tokens = (Kind.REQUEST_FACT, 6, ["tokens", [12, 3]], 140)
+    stub.tell(begin(5, [6, 7], 100), tokens, response(6, 150))
     events = stub.timeline.close("engine_lost")
     assert [(r.ref.seq, r.error, r.duration_ns) for r in events.requests] == [
         (6, "engine_lost", 50),
         (7, "engine_lost", 0),
     ]
+    assert (dict(events.requests[0].attributes), events.requests[0].output_tokens) == ({names.RESPONSES: 1}, 3)
     assert [(b.duration_ns, b.incomplete) for b in events.batches] == [(50, True)]
 
 
