@@ -5,39 +5,38 @@ from __future__ import annotations
 import platform
 import sys
 import sysconfig
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from axonize_triton import pitfalls
 
-
-class Tensor:
-    def __init__(self, name, array):
-        self.array = array
-
-    def as_numpy(self):
-        return self.array
+OLD, NEW = b"\0numpy.core.multiarray\0", b"\0numpy._core\0numpy.core\0NumpyVersion\0multiarray\0"
 
 
-def test_a_tensor_that_keeps_its_content():
-    """Nothing is said."""
-    assert pitfalls.numpy_pitfall(SimpleNamespace(Tensor=Tensor)) is None
+@pytest.mark.parametrize(
+    ("version", "program", "breaks"),
+    [("2.4.6", OLD, True), ("2.4.6", NEW, False), ("1.26.4", OLD, False), ("10.0.0", OLD, True)],
+)
+def test_numpy(monkeypatch, tmp_path, version, program, breaks):
+    """A stub built before numpy 2 takes no content from it: says which numpy it is and what to do."""
+    monkeypatch.setattr(np, "__version__", version)
+    (tmp_path / "stub").write_bytes(program)
+    said = pitfalls.numpy_pitfall(tmp_path / "stub")
+    assert (said is not None) is breaks
+    assert not said or said.startswith(f"numpy {version} breaks this Triton")
+    assert not said or "install numpy<2" in said
 
 
-def test_a_tensor_that_loses_it():
-    """Says which numpy it is and what to do."""
-    backend = SimpleNamespace(Tensor=lambda name, array: Tensor(name, array[:0]))
-    said = pitfalls.numpy_pitfall(backend)
-    assert said.startswith(f"numpy {np.__version__} breaks")
-    assert "install numpy<2" in said
+def test_this_python():
+    """Is no stub."""
+    assert pitfalls.numpy_pitfall() is None
 
 
 def test_without_numpy(monkeypatch):
     """There is nothing to break."""
     monkeypatch.setitem(sys.modules, "numpy", None)
-    assert pitfalls.numpy_pitfall(SimpleNamespace()) is None
+    assert pitfalls.numpy_pitfall() is None
 
 
 @pytest.fixture
@@ -49,9 +48,9 @@ def good(monkeypatch):
     return monkeypatch
 
 
-def stub(tmp_path, machine, magic=b"\x7fELF"):
+def stub(tmp_path, machine, magic=b"\x7fELF", rest=b""):
     path = tmp_path / "triton_python_backend_stub"
-    path.write_bytes(magic.ljust(18, b"\0") + machine.to_bytes(2, "little"))
+    path.write_bytes(magic.ljust(18, b"\0") + machine.to_bytes(2, "little") + rest)
     return path
 
 
@@ -81,3 +80,10 @@ def test_a_stub_for_another_machine(good, tmp_path, machine, name):
     """Both are named."""
     path = stub(tmp_path, machine)
     assert pitfalls.environment_pitfalls(path) == [f"{path} is for {name}, this machine is x86_64"]
+
+
+def test_a_stub_that_numpy_breaks(good, tmp_path):
+    """Is found before a server is started with it."""
+    good.setattr(np, "__version__", "2.4.6")
+    (said,) = pitfalls.environment_pitfalls(stub(tmp_path, 62, rest=OLD))
+    assert said.startswith("numpy 2.4.6 breaks")

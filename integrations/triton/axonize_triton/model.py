@@ -91,12 +91,12 @@ def attach(model: Any, args: dict[str, str], *, device: str | None = None, servi
         get_recorder().count_error("triton.attach")
         logger.warning("axonize: this model is not recorded", exc_info=True)
         return
-    _warn_of_pitfalls(pb_utils)
+    _warn_of_pitfalls()
 
 
-def _warn_of_pitfalls(pb_utils: Any) -> None:
+def _warn_of_pitfalls() -> None:
     try:
-        if pitfall := numpy_pitfall(pb_utils):
+        if pitfall := numpy_pitfall():
             logger.error("axonize: %s", pitfall)
     except Exception:  # noqa: BLE001 - the model itself will say more
         get_recorder().count_error("triton.pitfalls")

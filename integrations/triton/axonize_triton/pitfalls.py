@@ -5,27 +5,36 @@ from __future__ import annotations
 import platform
 import sys
 import sysconfig
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
 
 __all__ = ["environment_pitfalls", "numpy_pitfall"]
 
+_OWN = Path("/proc/self/exe")
+_NUMPY_2 = 2
 _NUMPY = (
     "numpy {version} breaks this Triton's Python backend: its tensors come back empty and every answer with them;"
     " install numpy<2 into the model's environment, or use a Triton built for numpy 2"
 )
 
 
-def numpy_pitfall(pb_utils: Any) -> str | None:
-    """Say whether a tensor loses its content on the way through this backend; None when all is well."""
+def numpy_pitfall(stub: Path = _OWN) -> str | None:
+    """Say whether tensors lose their content on the way from this environment's numpy to this stub; None when not.
+
+    The stub reads numpy's structures by way of pybind11, which before 2.12 takes every item to have no bytes where
+    numpy is 2 or newer: in Python all looks well, and the server answers with nothing. Which pybind11 it was shows in
+    how it imports numpy (seen in builds with 2.11.1, 2.12.0, 2.13.6 and 3.0.1).
+
+    Args:
+        stub: the program that runs the model; by default this process.
+    """
     try:
         import numpy as np  # noqa: PLC0415 - the model's own
     except ImportError:
         return None
-    empty = pb_utils.Tensor("axonize", np.ones(1, dtype=np.float32)).as_numpy().size == 0
-    return _NUMPY.format(version=np.__version__) if empty else None
+    if int(np.__version__.split(".")[0]) < _NUMPY_2:
+        return None
+    program = stub.read_bytes()
+    return _NUMPY.format(version=np.__version__) if b"numpy.core.multiarray" in program else None
 
 
 def environment_pitfalls(stub: Path | None = None) -> list[str]:
@@ -45,6 +54,8 @@ def environment_pitfalls(stub: Path | None = None) -> list[str]:
     machine = platform.machine()
     if stub is not None and stub.is_file() and (other := _machine(stub)) not in (None, machine):
         found.append(f"{stub} is for {other}, this machine is {machine}")
+    if stub is not None and stub.is_file() and (numpy := numpy_pitfall(stub)):
+        found.append(numpy)
     return found
 
 
