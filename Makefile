@@ -13,16 +13,18 @@ export PYTHONSAFEPATH := 1
 # pip's cache belongs to whoever runs make.
 export PIP_NO_INPUT := 1
 
-.PHONY: help demo test test-sdk test-server test-hf test-vllm bare matrix lint bench docs migrate dev dev-down clean
+.PHONY: help demo test test-sdk test-server test-hf test-vllm test-triton bare matrix lint bench docs migrate dev dev-down clean
 
 help:
 	@echo "make demo         serve a small model here and see what comes back from the store"
 	@echo "make test         all tests, against the built wheel, with coverage; some: make test TESTS=tests/unit"
 	@echo "                  without the real vLLM, whose environment takes 2 min and 4 GB: make test VLLM=skip"
+	@echo "                  without the real tritonserver, whose environment takes 1 min and 430 MB: make test TRITON=skip"
 	@echo "make test-sdk     tests of what runs beside inference"
 	@echo "make test-server  tests of the collector"
 	@echo "make test-hf      every task and mode on every version of transformers that is tried, against the docs"
 	@echo "make test-vllm    the tests on a real vLLM engine, on CPU, in an environment of its own"
+	@echo "make test-triton  the tests on a real tritonserver (x86_64, glibc >= 2.35), in an environment of its own"
 	@echo "make bare         the wheel without extras: what it brings, and that it works, with newest and lowest dependencies"
 	@echo "make matrix       unit tests and the agent's tests on every Python from 3.10 to 3.13 that is here"
 	@echo "make lint         ruff, mypy, import-linter"
@@ -40,17 +42,18 @@ ifdef TESTS
 	$(BIN)/pytest $(TESTS)
 else
 	rm -f .coverage .coverage.*
-	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(HF_MATRIX) --ignore=tests/vllm --cov --cov-report=
+	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(HF_MATRIX) --ignore=tests/vllm --ignore=tests/tritonserver --cov --cov-report=
 	$(BIN)/coverage report --fail-under=95
 	$(BIN)/coverage report --fail-under=100 --include='*/axonize_core/recorder.py,*/axonize_core/frames.py,*/axonize_core/timeline.py,*/axonize_core/runs.py,*/axonize_core/chunks.py,*/axonize_server/spool.py,*/axonize_server/appender.py'
 	$(MAKE) test-vllm
+	$(MAKE) test-triton
 endif
 
 test-sdk: $(VENV)/.wheel $(VENV)/.tools
-	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(HF_MATRIX) --ignore=tests/vllm -m "not server"
+	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(HF_MATRIX) --ignore=tests/vllm --ignore=tests/tritonserver -m "not server"
 
 test-server: $(VENV)/.wheel $(VENV)/.tools
-	$(BIN)/pytest -n 2 --dist loadfile --ignore=tests/vllm -m server
+	$(BIN)/pytest -n 2 --dist loadfile --ignore=tests/vllm --ignore=tests/tritonserver -m server
 
 # Two versions at a time, each in a process of its own; they are installed into the environment's folder once.
 test-hf: $(VENV)/.wheel $(VENV)/.tools
@@ -62,6 +65,14 @@ ifeq ($(VLLM),skip)
 	@echo "make: the tests on a real vLLM engine are left out (VLLM=skip)"
 else
 	$(VENV)/vllm/bin/pytest -n 1 --dist loadfile tests/vllm
+endif
+
+# One after the other: most of them share a server.
+test-triton: $(if $(filter skip,$(TRITON)),,$(VENV)/triton/.wheel)
+ifeq ($(TRITON),skip)
+	@echo "make: the tests on a real tritonserver are left out (TRITON=skip)"
+else
+	$(VENV)/triton/bin/pytest tests/tritonserver
 endif
 
 # What the wheel without extras is and does, with the newest and with the lowest dependencies it admits.
@@ -133,4 +144,15 @@ $(VENV)/vllm/.made: $(VENV)/.deps tests/vllm_env.py tests/vllm_tiny.py | $(VENV)
 
 $(VENV)/vllm/.wheel: $(VENV)/vllm/.made $(VENV)/.wheel
 	$(PIP) --python $(VENV)/vllm/bin/python install -q --no-deps --force-reinstall build/wheel/axonize-*.whl
+	@touch $@
+
+# The same for Triton; beside it, in numpy2, an environment that must fail.
+$(VENV)/triton/.made: $(VENV)/.deps tests/triton_env.py | $(VENV)/.wheel
+	@echo "make: tritonserver goes into $(VENV)/triton, once: about 1 minute, 430 MB"
+	@$(BIN)/python tests/triton_env.py $(VENV)/triton build/wheel/axonize-*.whl
+	@touch $@
+
+$(VENV)/triton/.wheel: $(VENV)/triton/.made $(VENV)/.wheel
+	for home in $(VENV)/triton $(VENV)/triton/numpy2; do \
+		$(PIP) --python $$home/bin/python install -q --no-deps --force-reinstall build/wheel/axonize-*.whl || exit 1; done
 	@touch $@
