@@ -12,15 +12,18 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
 import threading
 import time
 import uuid
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from axonize_server.spool import SpoolFullError, SpoolUnavailableError, header_message, request_frame, sync_directory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 __all__ = ["Appender", "Limits", "Ticket", "Usage"]
@@ -40,7 +43,7 @@ class Limits:
 
 
 class Usage:
-    """The bytes of all segments of one spool, known to within what other receivers wrote in `refresh_s`.
+    """The bytes of all segments of one spool, refused ones too, known to within what others wrote in `refresh_s`.
 
     Counted before they are written; a full spool is looked at again before it is reported full. Any thread.
     """
@@ -60,7 +63,8 @@ class Usage:
             if self._bytes + size > self._max_bytes:
                 raise SpoolFullError(
                     f"the spool {str(self._dir)!r} holds {self._bytes} of at most {self._max_bytes} bytes;"
-                    " see that the store is reachable, or raise AXONIZE_SPOOL_MAX_BYTES"
+                    " see that the store is reachable and what `axonize spool ls` shows as refused,"
+                    " or raise AXONIZE_SPOOL_MAX_BYTES"
                 )
             self._bytes += size
             self._unwritten += size
@@ -72,10 +76,12 @@ class Usage:
 
 
 def _total_bytes(spool_dir: Path) -> int:
+    """What waits for the writer, and what is set aside: both take the disk's room until somebody acts."""
     total = 0
-    for path in spool_dir.glob("*/*"):
+    for path in chain(spool_dir.glob("*/*"), spool_dir.glob("refused/*/*")):
         with contextlib.suppress(FileNotFoundError):  # the writer deletes while we look
-            total += path.stat().st_size
+            found = path.stat()
+            total += found.st_size if stat.S_ISREG(found.st_mode) else 0
     return total
 
 
@@ -153,14 +159,24 @@ class Appender:
     `append`, `seal_due` and `seal` are called by one thread and never wait for the disk; `sync` by another.
     """
 
-    def __init__(self, spool_dir: Path, signal: str, usage: Usage, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        spool_dir: Path,
+        signal: str,
+        usage: Usage,
+        limits: Limits | None = None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """Append to the segments of a signal; `clock` tells ns since the epoch and may step."""
         self._dir = spool_dir / signal
+        self._clock = clock
         self._signal, self._usage, self._limits = signal, usage, limits or Limits()
         self._lock = threading.Lock()
         self._current: _OpenSegment | None = None
         self._closing: list[_OpenSegment] = []
         self._spares: list[memoryview] = []
         self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._named_ns = _newest_name(self._dir)
 
     def append(
         self,
@@ -197,7 +213,9 @@ class Appender:
             return Ticket(segment, segment.base + segment.fill)
 
     def _begin(self) -> _OpenSegment:
-        path = self._dir / f"{time.time_ns():020d}-{uuid.uuid4().hex}.open"
+        # Never before the last one: a clock that was set back must not let younger segments overtake older ones.
+        self._named_ns = max(self._clock(), self._named_ns + 1)
+        path = self._dir / f"{self._named_ns:020d}-{uuid.uuid4().hex}.open"
         segment = _OpenSegment(path, self._spare())
         segment.stage(header_message(self._signal))
         return segment
@@ -275,6 +293,12 @@ class Appender:
         """
         self.seal()
         self.sync()
+
+
+def _newest_name(folder: Path) -> int:
+    """The time in the name of the youngest segment that is there."""
+    times = (path.name.partition("-")[0] for path in folder.iterdir())
+    return max((int(text) for text in times if text.isdigit()), default=0)
 
 
 def _aligned(size: int) -> memoryview:

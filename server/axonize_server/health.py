@@ -31,6 +31,9 @@ class Counters:
         self.insert_retries = 0
         self.repeated_inserts = 0
         """Inserts of which some table had the rows already, and took them no second time."""
+        self.dropped_segments = 0
+        """Acknowledged segments deleted unstored, since they were too old and the settings say so."""
+        self.dropped_bytes = 0
         self.partings = 0
         """Refused segments in which the bad records were looked for."""
         self.last_error: str | None = None
@@ -62,13 +65,15 @@ class Health:
         """Give the answer of `GET /api/v1/health`; it is "degraded" when something needs a person's eye."""
         store, registry = self._store_facts(), self._registry_facts()
         refused = self._refused_segments()
-        good = store["ok"] and registry["ok"] and not refused and self._counters.last_error is None
+        spool = self._spool()
+        waiting = refused or spool["too_old_segments"] or self._counters.last_error is not None
+        good = store["ok"] and registry["ok"] and not waiting
         return {
             "status": "ok" if good else "degraded",
             "version": __version__,
             "store": store,
             "registry": registry,
-            "spool": {**self._spool(), "refused_segments": refused, "last_error": self._counters.last_error},
+            "spool": {**spool, "refused_segments": refused, "last_error": self._counters.last_error},
             "counters": {"writer": self._counters.numbers(), "registry": self._synced(), **self._received()},
         }
 
@@ -106,12 +111,13 @@ class Health:
         return self._sync.numbers() if self._sync else {}
 
     def _spool(self) -> dict[str, float | None]:
-        segments = sealed_segments(self._settings.spool_dir)
-        oldest = min((segment.created_ns for segment in segments), default=None)
+        segments, now_ns = sealed_segments(self._settings.spool_dir), time.time_ns()
+        ages_s = [segment.age_s(now_ns) for segment in segments]
         return {
             "segments": len(segments),
             "bytes": sum(segment.size_bytes for segment in segments),
-            "oldest_age_s": None if oldest is None else (time.time_ns() - oldest) / 1e9,
+            "oldest_age_s": max(ages_s, default=None),
+            "too_old_segments": sum(age_s > self._settings.spool_max_age_s for age_s in ages_s),
         }
 
     def _refused_segments(self) -> int:

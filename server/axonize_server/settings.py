@@ -69,6 +69,13 @@ class Settings(BaseSettings):
     max_body_bytes: Bytes = Field(64 << 20, description="Largest request body once inflated, in bytes")
     max_compressed_bytes: Bytes = Field(20 << 20, description="Largest gzip request body as sent, in bytes")
     spool_max_bytes: Bytes = Field(2 << 30, description="Bytes the spool may hold; beyond, requests are refused")
+    spool_max_age_s: Seconds = Field(
+        86_400.0, description="Seconds after which what waits in the spool is reported as too old"
+    )
+    spool_drop_old: bool = Field(
+        False,
+        description="Drop what is older while the store is away: acknowledged data is lost, and counted",
+    )
     segment_max_records: int = Field(32_768, ge=1, description="Records after which a segment is sealed")
     segment_max_bytes: Bytes = Field(64 << 20, description="Bytes after which a segment is sealed")
     segment_max_age_s: Seconds = Field(1.0, description="Seconds after which a segment is sealed")

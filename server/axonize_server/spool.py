@@ -101,6 +101,13 @@ class Segment(NamedTuple):
     signal: str
     created_ns: int
     size_bytes: int
+    written_ns: int = 0
+    """When the file was last written, epoch; 0 unknown. Unlike the name it is true after a clock was put right."""
+
+    def age_s(self, now_ns: int) -> float:
+        """How long it waits, as of `now_ns` (epoch); 0 where the clock says less."""
+        since = min(self.created_ns, self.written_ns or self.created_ns)
+        return max(0, now_ns - since) / 1e9
 
 
 class Recovered(NamedTuple):
@@ -160,7 +167,9 @@ def sealed_segments(spool_dir: Path) -> list[Segment]:
 def _segment(path: Path) -> Segment | None:
     created, _, unique = path.stem.partition("-")
     try:
-        return Segment(path, path.stem, path.parent.name, int(created), path.stat().st_size) if unique else None
+        found = path.stat()
+        named = path, path.stem, path.parent.name, int(created)
+        return Segment(*named, found.st_size, found.st_mtime_ns) if unique else None
     except (FileNotFoundError, ValueError):  # removed meanwhile; or not one of ours
         return None
 

@@ -64,8 +64,17 @@ class WriterLockedError(AxonizeError):
 class Writer:
     """Moves segments from the spool into the store; one thread."""
 
-    def __init__(self, store: ClickHouseStore, settings: Settings, counters: Counters, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        store: ClickHouseStore,
+        settings: Settings,
+        counters: Counters,
+        stop: threading.Event,
+        clock: Callable[[], int] | None = None,
+    ) -> None:
+        """Work on a spool until `stop`; `clock` tells ns since the epoch and may not step."""
         self._store = store
+        self._clock = clock or _steady_clock()
         self._settings = settings
         self._spool_dir = settings.spool_dir
         self._counters = counters
@@ -88,8 +97,26 @@ class Writer:
     def store_sealed(self) -> None:
         """Store the segments sealed now, oldest first; goes back to the oldest when the store is away."""
         for segment in self._segments():
-            if self._halted() or not (self._store_one(segment) or self._store.ping()):
+            if self._halted():
                 return
+            if not (self._store_one(segment) or self._store.ping()):
+                if not self._halted():
+                    self._look_at_ages()
+                return
+
+    def _look_at_ages(self) -> None:
+        """With the store away, report what waits too long, and drop it if the settings say so."""
+        now_ns, limit_s = self._clock(), self._settings.spool_max_age_s
+        if not (old := [segment for segment in self._segments() if segment.age_s(now_ns) > limit_s]):
+            return
+        size = sum(segment.size_bytes for segment in old)
+        drop = self._settings.spool_drop_old
+        _log.error("spool_too_old", segments=len(old), size_bytes=size, limit_s=limit_s, dropped=drop)
+        if drop:
+            for segment in old:
+                remove(segment)
+            self._counters.dropped_segments += len(old)
+            self._counters.dropped_bytes += size
 
     def _segments(self) -> list[Segment]:
         return [segment for segment in sealed_segments(self._spool_dir) if segment.signal in SIGNALS]
@@ -206,6 +233,12 @@ class Writer:
         self._counters.refused_segments += 1
         _log.error("segment_refused", segment=segment.id, cause=refusal.cause, error=refusal.reason)
         return True
+
+
+def _steady_clock() -> Callable[[], int]:
+    """Ns since the epoch as of now, and from here by a clock that is never set: a step drops nothing as too old."""
+    offset_ns = time.time_ns() - time.monotonic_ns()
+    return lambda: time.monotonic_ns() + offset_ns
 
 
 def run(settings: Settings, ready: Callable[[int], None] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import re
 import signal
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from axonize_server import writer as writer_module
 from axonize_server.client import ApiClient, ApiError, ApiUnreachableError
-from axonize_server.health import Counters
+from axonize_server.health import Counters, Health
 from axonize_server.refused import read_refusal
+from axonize_server.registry.address import open_registry
 from axonize_server.spool import sealed_segments
 from axonize_server.store.clickhouse import StoreUnreachableError
 from axonize_server.writer import Writer
@@ -280,6 +283,83 @@ def test_a_drain_is_bounded(http_store, clickhouse_front, settings, write_segmen
     clickhouse_front.away = False
     assert time.monotonic() - began < 15
     assert len(sealed_segments(settings.spool_dir)) == 1
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_what_waits_too_long_is_reported_and_dropped_only_if_told_to(
+    http_store, clickhouse_front, settings, write_segment, monkeypatch, drop
+):
+    """While the store is away: by default an old segment stays and is stored later; told to drop it, that is counted."""
+    old, young = (write_segment(*as_requests(some_spans(2), {})) for _ in range(2))
+    aged = old.path.with_name(old.path.name.replace(str(old.created_ns), str(old.created_ns - 10**13)))
+    old.path.rename(aged)
+    limited = settings.model_copy(update={"spool_max_age_s": 3600.0, "spool_drop_old": drop})
+    counters = Counters()
+    writer = Writer(http_store, limited, counters, threading.Event())
+    clickhouse_front.away = True
+    monkeypatch.setattr(writer_module, "_FIRST_WAIT_S", 0.001)
+    writer.store_sealed()
+    left = {segment.path.name for segment in sealed_segments(settings.spool_dir)}
+    assert left == {young.path.name} if drop else {aged.name, young.path.name}
+    assert counters.dropped_segments == drop
+    with contextlib.closing(open_registry(settings.registry)) as registry:
+        health = Health(limited, http_store, registry, counters).report()
+    assert health["spool"]["too_old_segments"] == (not drop)
+    assert (counters.dropped_bytes == old.size_bytes) is drop
+    clickhouse_front.away = False
+    writer.store_sealed()
+    assert http_store.rows()["spans"] == (2 if drop else 4)
+
+
+def test_with_the_store_there_nothing_is_too_old(store, settings, write_segment):
+    """However old: what can be stored is stored."""
+    old = write_segment(*as_requests(some_spans(2), {}))
+    old.path.rename(old.path.with_name("1-" + old.path.name.partition("-")[2]))
+    limited = settings.model_copy(update={"spool_max_age_s": 1.0, "spool_drop_old": True})
+    counters = Counters()
+    Writer(store, limited, counters, threading.Event()).store_sealed()
+    assert (store.rows()["spans"], counters.dropped_segments) == (2, 0)
+
+
+def test_a_segment_the_disk_does_not_give_holds_up_no_other(store, settings, write_segment, monkeypatch):
+    """It stays where it is and is tried again."""
+    bad, _ = (write_segment(*as_requests(some_spans(2), {})) for _ in range(2))
+    real = writer_module.read_header
+
+    def broken(path):
+        if path == bad.path:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path)
+
+    counters = Counters()
+    writer = Writer(store, settings, counters, threading.Event())
+    with monkeypatch.context() as patched:
+        patched.setattr(writer_module, "read_header", broken)
+        writer.store_sealed()
+    assert store.rows()["spans"] == 2
+    assert [segment.id for segment in sealed_segments(settings.spool_dir)] == [bad.id]
+    writer.store_sealed()
+    assert store.rows()["spans"] == 4
+
+
+def test_a_segment_that_cannot_be_set_aside_stays(store, settings, write_segment, monkeypatch):
+    """The disk refuses the move: nothing is lost, others are stored, and health says why."""
+    bad = write_segment(b"\x0a\xff\xff")
+    write_segment(*as_requests(some_spans(2), {}))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    counters = Counters()
+    writer = Writer(store, settings, counters, threading.Event())
+    with monkeypatch.context() as patched:
+        patched.setattr(writer_module, "set_aside", full)
+        writer.store_sealed()
+        assert [segment.id for segment in sealed_segments(settings.spool_dir)] == [bad.id]
+        assert store.rows()["spans"] == 2
+    writer.store_sealed()
+    assert counters.refused_segments == 1
+    assert sealed_segments(settings.spool_dir) == []
 
 
 def test_nobody_answers_after_the_end(settings):

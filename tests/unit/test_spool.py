@@ -453,3 +453,107 @@ def test_corruption_never_yields_a_wrong_message(segment_bytes, data):
     true = [(bytes(message), end) for message, end in messages(memoryview(whole))]
     assert found == true[: len(found)]
     assert len(found) >= sum(end <= first_damage for end in ends)
+
+
+class Clock:
+    """Tells the times it was given, then goes on from the last."""
+
+    def __init__(self, *times_ns):
+        self.times_ns = list(times_ns)
+
+    def __call__(self):
+        return self.times_ns.pop(0) if len(self.times_ns) > 1 else self.times_ns[0]
+
+
+HOUR_NS = 3600 * 10**9
+
+
+def test_a_clock_that_is_set_back_breaks_neither_order_nor_ids(tmp_path):
+    """Segments keep the order they were made in, with ids of their own, also over a restart of the receiver."""
+    times_ns = [10 * HOUR_NS, 10 * HOUR_NS + 1, 7 * HOUR_NS, 7 * HOUR_NS, 11 * HOUR_NS, 2 * HOUR_NS]
+    sent = [f"body {number}".encode() for number in range(len(times_ns) + 1)]
+    appender = Appender(tmp_path, "traces", Usage(tmp_path, 1 << 30), Limits(), Clock(*times_ns))
+    for body in sent[:-1]:
+        put(appender, body)
+        appender.close()
+    later = Appender(tmp_path, "traces", Usage(tmp_path, 1 << 30), Limits(), Clock(HOUR_NS))
+    put(later, sent[-1])
+    later.close()
+    segments = sealed_segments(tmp_path)
+    assert [bodies(segment.path) for segment in segments] == [[body] for body in sent]
+    assert len({segment.created_ns for segment in segments}) == len({segment.id for segment in segments}) == len(sent)
+
+
+def test_ages_stay_true_when_the_clock_was_put_right(tmp_path):
+    """A name from the future says nothing: then the age counts from the file's own time, and is never negative."""
+    now_ns = time.time_ns()
+    appender = Appender(tmp_path, "traces", Usage(tmp_path, 1 << 30), Limits(), Clock(now_ns + 1000 * HOUR_NS))
+    put(appender)
+    appender.close()
+    (segment,) = sealed_segments(tmp_path)
+    assert 59 <= segment.age_s(now_ns + 60 * 10**9) <= 61
+    assert segment.age_s(now_ns - HOUR_NS) == 0
+
+
+def test_names_of_strangers_do_not_set_the_clock(tmp_path):
+    """Only a name with a time in front counts."""
+    (tmp_path / "traces").mkdir()
+    (tmp_path / "traces" / "notes-99.pb").touch()
+    appender = make(tmp_path)
+    put(appender)
+    appender.close()
+    (segment,) = sealed_segments(tmp_path)
+    assert abs(segment.created_ns - time.time_ns()) < 60e9
+
+
+def test_a_disk_that_fills_in_the_middle_of_a_write(tmp_path, monkeypatch):
+    """A short write and then ENOSPC: the requests are refused, what was durable stays, and later ones go on."""
+    appender = make(tmp_path)
+    kept = put(appender, b"kept")
+    appender.sync()
+    lost = put(appender, b"lost" * 5000)
+    real, calls = os.pwrite, []
+
+    def full(fd, data, offset):
+        calls.append(len(data))
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(fd, data[:4096], offset)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(SpoolUnavailableError, match="No space left"):
+            appender.sync()
+    assert calls[1] == calls[0] - 4096, "what a short write left was tried again"
+    after = put(appender, b"after")
+    appender.close()
+    assert (kept.durable, lost.durable, after.durable) == (True, False, True)
+    assert [bodies(segment.path) for segment in sealed_segments(tmp_path)] == [[b"kept"], [b"after"]]
+
+
+def test_a_directory_that_cannot_be_synced_refuses(tmp_path, monkeypatch):
+    """Without its name on disk a file would be gone after a power failure: nothing in it is acknowledged."""
+    appender = make(tmp_path)
+    lost = put(appender)
+
+    def broken(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", broken)
+        with pytest.raises(SpoolUnavailableError, match="Input/output"):
+            appender.sync()
+    assert not lost.durable
+    appender.close()
+    assert sealed_segments(tmp_path) == []
+    assert list((tmp_path / "traces").iterdir()) == []
+
+
+def test_refused_segments_count_toward_the_bound(tmp_path):
+    """What is set aside takes the disk's room as well; directories are no bytes."""
+    folder = tmp_path / "refused" / "traces"
+    folder.mkdir(parents=True)
+    (folder / "1-a.pb").write_bytes(b"x" * 80)
+    Usage(tmp_path, 100).reserve(20)
+    with pytest.raises(SpoolFullError, match="80 of at most 100"):
+        Usage(tmp_path, 100).reserve(30)
