@@ -67,7 +67,7 @@ class Application(Protocol):
     def body_limit(self, head: Head) -> int:
         """The largest body accepted for this request, in bytes as sent."""
 
-    def refusal(self, status: HTTPStatus, reason: str) -> Response:
+    def refusal(self, head: Head, status: HTTPStatus, reason: str) -> Response:
         """The answer to a request that HTTP itself rules out."""
 
     def serve(self, head: Head, body: memoryview, connection: Connection) -> None:
@@ -262,7 +262,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
         self._state = _State.BUSY
-        self.respond(self._app.refusal(status, reason)._replace(close=True))
+        self.respond(self._app.refusal(self._head, status, reason)._replace(close=True))
 
     def respond(self, response: Response) -> None:
         """Answer the request being served, then go on with the next."""

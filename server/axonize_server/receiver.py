@@ -1,7 +1,7 @@
 """OTLP/HTTP: one receiver process. Bytes in, an acknowledgement when they are durable in the spool.
 
-Routes: ``POST /v1/traces``, ``/v1/metrics``, ``/v1/logs`` (protobuf, plain or gzip), ``GET /healthz``. Every error
-body is a ``google.rpc.Status``, as OTLP demands.
+Routes: ``POST /v1/traces``, ``/v1/metrics``, ``/v1/logs`` (protobuf or JSON, plain or gzip), ``GET /healthz``. Every
+error body is a ``google.rpc.Status`` in the request's encoding, as OTLP demands.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from axonize_server.http import Connection, Head, HttpLimits, Response
 from axonize_server.inflate import InflatedTooLargeError, inflate
 from axonize_server.intake import Intake
 from axonize_server.otlp import InvalidRequestError
-from axonize_server.otlp_answer import failure, success
+from axonize_server.otlp_answer import JSON, PROTOBUF, failure, success
+from axonize_server.otlp_json import to_protobuf
 from axonize_server.spool import SpoolFullError, SpoolUnavailableError
 from axonize_server.stats import write_stats
 
@@ -57,14 +58,17 @@ class Receiver:
 
     def body_limit(self, head: Head) -> int:
         """As sent: compressed bodies have a limit of their own, lower than the inflated one."""
-        if head.headers.get("content-encoding", "") == "gzip":
-            return self._settings.max_compressed_bytes
+        if _content_encoding(head) == "gzip":
+            return min(self._settings.max_compressed_bytes, self._settings.max_body_bytes)
         return self._settings.max_body_bytes
 
-    def refusal(self, status: HTTPStatus, reason: str) -> Response:
+    def refusal(self, head: Head, status: HTTPStatus, reason: str) -> Response:
         """An error answer, counted."""
-        self._intake.refused(f"http_{status.value}")
-        return _status(status, reason)
+        return self._refused(head, status, f"http_{status.value}", reason)
+
+    def _refused(self, head: Head, status: HTTPStatus, counted: str, reason: str) -> Response:
+        self._intake.refused(counted)
+        return _status(head, status, reason)
 
     def serve(self, head: Head, body: memoryview, connection: Connection) -> None:
         """Route one request."""
@@ -72,46 +76,65 @@ class Receiver:
         if path == "/healthz":
             connection.respond(_healthy())
         elif (signal_name := _SIGNALS.get(path)) is None:
-            connection.respond(self.refusal(HTTPStatus.NOT_FOUND, f"nothing is received at {path!r}"))
+            connection.respond(self.refusal(head, HTTPStatus.NOT_FOUND, f"nothing is received at {path!r}"))
         elif head.method != "POST":
-            answer = self.refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes POST, not {head.method}")
+            answer = self.refusal(head, HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes POST, not {head.method}")
             connection.respond(answer._replace(headers={"allow": "POST"}))
         else:
             self._receive(signal_name, head, body, connection)
 
     def _receive(self, signal_name: str, head: Head, body: memoryview, connection: Connection) -> None:
         if (wrong := _unsupported(head)) is not None:
-            connection.respond(self.refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, wrong))
+            connection.respond(self.refusal(head, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, wrong))
             return
         try:
-            if head.headers.get("content-encoding") == "gzip":
-                body = memoryview(inflate(body, self._settings.max_body_bytes))
-            self._intake.accept(signal_name, body, lambda taken: connection.respond(_answer(signal_name, taken)))
+            message = self._message(signal_name, head, body)
+            self._intake.accept(
+                signal_name, message, lambda taken: connection.respond(_answer(head, signal_name, taken))
+            )
         except tuple(_REFUSALS) as error:
             status, counted = _REFUSALS[type(error)]
-            self._intake.refused(counted)
-            connection.respond(_status(status, str(error)))
+            connection.respond(self._refused(head, status, counted, str(error)))
+
+    def _message(self, signal_name: str, head: Head, body: bytes | memoryview) -> bytes | memoryview:
+        """The protobuf bytes of a request, however they were sent."""
+        if _content_encoding(head) == "gzip":
+            body = inflate(body, self._settings.max_body_bytes)
+        return to_protobuf(signal_name, body) if _encoding(head) == JSON else body
+
+
+def _content_type(head: Head) -> str:
+    return head.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _content_encoding(head: Head) -> str:
+    return head.headers.get("content-encoding", "").strip().lower()
+
+
+def _encoding(head: Head) -> str:
+    """What a request is answered in: JSON when it came so, else protobuf."""
+    return JSON if _content_type(head) == JSON else PROTOBUF
 
 
 def _unsupported(head: Head) -> str | None:
-    kind = head.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/x-protobuf":
-        return f"content-type {kind!r} is not supported; send application/x-protobuf"
-    encoding = head.headers.get("content-encoding", "identity")
-    if encoding not in ("gzip", "identity", ""):
+    if (kind := _content_type(head)) not in (PROTOBUF, JSON):
+        return f"content-type {kind!r} is not supported; send {PROTOBUF} or {JSON}"
+    if (encoding := _content_encoding(head)) not in ("gzip", "identity", ""):
         return f"content-encoding {encoding!r} is not supported; send gzip or none"
     return None
 
 
-def _answer(signal_name: str, taken: Accepted | None) -> Response:
+def _answer(head: Head, signal_name: str, taken: Accepted | None) -> Response:
     if taken is None:
-        return _status(HTTPStatus.SERVICE_UNAVAILABLE, "the spool could not be synced; send again")
-    return Response(200, success(signal_name, taken))
+        return _status(head, HTTPStatus.SERVICE_UNAVAILABLE, "the spool could not be synced; send again")
+    encoding = _encoding(head)
+    return Response(200, success(signal_name, taken, encoding), encoding)
 
 
-def _status(status: HTTPStatus, reason: str) -> Response:
+def _status(head: Head, status: HTTPStatus, reason: str) -> Response:
     headers = _RETRY_AFTER if status is HTTPStatus.SERVICE_UNAVAILABLE else {}
-    return Response(status.value, failure(_CODES[status.value], reason), headers=headers)
+    encoding = _encoding(head)
+    return Response(status.value, failure(_CODES[status.value], reason, encoding), encoding, headers)
 
 
 _REFUSALS: Final[dict[type[Exception], tuple[HTTPStatus, str]]] = {
@@ -123,7 +146,7 @@ _REFUSALS: Final[dict[type[Exception], tuple[HTTPStatus, str]]] = {
 
 
 def _healthy() -> Response:
-    return Response(200, json.dumps({"status": "ok", "version": __version__}).encode(), "application/json")
+    return Response(200, json.dumps({"status": "ok", "version": __version__}).encode(), JSON)
 
 
 def run(settings: Settings, listener: socket.socket, *, worker: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import socket
 import time
@@ -19,6 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 
 from axonize_server.spool import messages, sealed_segments
 from axonize_server.stats import read_stats
+from otlp_json_bodies import as_json
 
 DAY_NS = 86_400 * 10**9
 HOUR_NS = 3_600 * 10**9
@@ -64,6 +66,28 @@ def spooled(receiver):
             request.DiscardUnknownFields()
             found.append(request)
     return found
+
+
+def posted_json(receiver, request, signal):
+    status, headers, answer = receiver.post(as_json(request), f"/v1/{signal}", content_type="application/json")
+    assert headers["content-type"] == "application/json"
+    return status, json.loads(answer)
+
+
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_json_is_stored_as_protobuf_and_answered_in_json(make_receiver, signal):
+    """The spool holds what the same request in protobuf would have left there; counts are text, as 64 bits are."""
+    make, _, field = SIGNALS[signal]
+    receiver, now = make_receiver(), time.time_ns()
+    request, first, *words = make(now, now + 1), *field.split("_")
+    assert posted_json(receiver, request, signal) == (200, {})
+    status, answer = posted_json(receiver, make(1), signal)
+    assert (status, answer["partialSuccess"][first + "".join(map(str.title, words))]) == (200, "1")
+    assert "older than they are kept" in answer["partialSuccess"]["errorMessage"]
+    status, answer = posted_json(receiver, make(), signal)
+    assert (status, answer) == (200, {})
+    receiver.stop()
+    assert spooled(receiver) == [request]
 
 
 def counters(receiver):

@@ -23,7 +23,7 @@ class Echo:
     def body_limit(self, head):
         return 8 << 20
 
-    def refusal(self, status, reason):
+    def refusal(self, head, status, reason):
         return Response(status.value, reason.encode())
 
     def serve(self, head, body, connection):
