@@ -34,6 +34,8 @@ class _Execution(NamedTuple):
     source: SourceInfo
     seqs: tuple[int, ...]
     start_ns: int
+    epoch_ns: int
+    """What turns its times into epoch times: that of the frame in which it began."""
     samples: int | None
     joined: tuple[LiveRequest, ...]
 
@@ -88,7 +90,7 @@ class Executions:
             request.last_ns = t_ns
             requests.append(request)
         source = self._timeline.source(source_id)
-        self._running[handle] = _Execution(source, tuple(seqs), t_ns, samples, tuple(requests))
+        self._running[handle] = _Execution(source, tuple(seqs), t_ns, self._timeline.epoch_ns, samples, tuple(requests))
 
     def _end(self, handle: int, payload: Any, t_ns: int, events: Events) -> None:
         error, answered, failed = payload
@@ -106,7 +108,7 @@ class Executions:
                 execution.source,
                 execution.joined,
                 (execution.start_ns, end_ns),
-                self._timeline.epoch_ns,
+                execution.epoch_ns,
                 samples=execution.samples,
                 incomplete=incomplete,
             )

@@ -76,6 +76,16 @@ def test_responses_that_come_one_by_one():
     assert (decode.responses, decode.tokens, decode.itl_p50_ns, decode.itl_max_ns) == (3, None, 200, 200)
 
 
+def test_a_batch_begins_with_its_requests():
+    """Whatever becomes of the wall clock before it is told: all of its times are by the frame in which it began."""
+    stub = Stub()
+    stub.tell(begin(5, [6], 100))
+    told = [Record(*end(5, 180))]
+    events = stub.timeline.feed(Records(1, 1000, 5, 0, told, []))
+    assert stub.timeline.epoch_ns == 995
+    assert events.batches[0].start_ns == events.requests[0].start_ns == 100
+
+
 def test_the_last_response_may_come_before_the_execution_is_over():
     """In any order: the request ends once."""
     stub = Stub()
