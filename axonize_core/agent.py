@@ -46,6 +46,7 @@ __all__ = ["AgentServer", "main", "quieten_collector", "run"]
 TICK_S = 0.1
 LINGER_S = 1.0
 FIRST_CLIENT_S = 30.0
+FIRST_ENGINE_S = 5.0
 SHUTDOWN_S = 5.0
 _READ_BYTES = 256 * 1024
 logger = logging.getLogger("axonize.agent")
@@ -198,7 +199,8 @@ def run(path: Path, settings: Settings, *, shared: bool, lock_fd: int | None = N
     """Run an agent until SIGTERM, or until its last client is gone when it is shared."""
     quieten_collector()
     private_directory(path.parent) if shared else path.parent.mkdir(parents=True, exist_ok=True)
-    server = AgentServer(path, Pipeline(settings), fingerprint=settings.fingerprint if shared else None)
+    pipeline = Pipeline(settings, first_s=FIRST_ENGINE_S)
+    server = AgentServer(path, pipeline, fingerprint=settings.fingerprint if shared else None)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.stop)
     logger.info("agent %s, pid %d, listens on %s", __version__, os.getpid(), path)

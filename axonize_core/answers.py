@@ -53,9 +53,11 @@ class _Opened(NamedTuple):
 class Answers:
     """The requests that front ends of one machine have open, and the ended ones that wait for them."""
 
-    def __init__(self, ids: IdSource, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, ids: IdSource, clock: Callable[[], float] = time.monotonic, first_s: float = 0.0) -> None:
         self._ids = ids
         self._clock = clock
+        self._first_s = clock() + first_s
+        """Until then a front end may still be on its way: processes connect in any order once there is an agent."""
         self._front_ends: set[str] = set()
         self._known: dict[str, _Opened] = {}
         self._waiting: dict[str, tuple[RequestEvent, float]] = {}
@@ -102,7 +104,7 @@ class Answers:
                 ready.append(request)
                 continue
             self._remember(request.engine_id)
-            if not (self._front_ends or request.engine_id in self._known):
+            if not (self._front_ends or request.engine_id in self._known or self._clock() < self._first_s):
                 ready.append(request)
                 continue
             known = self._known.get(request.engine_id)
@@ -110,7 +112,7 @@ class Answers:
                 del self._known[request.engine_id]
                 ready.append(_joined(request, known.answer, known.ended))
             else:
-                self._waiting[request.engine_id] = (request, self._clock() + WAIT_S)
+                self._waiting[request.engine_id] = (request, max(self._clock() + WAIT_S, self._first_s))
         return ready
 
     def due(self, *, closing: bool = False) -> list[RequestEvent]:

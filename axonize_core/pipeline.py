@@ -51,7 +51,10 @@ class _Attention:
 
 
 class Pipeline:
-    """Timelines of all connected processes and the plugins that hear of their events. One thread."""
+    """Timelines of all connected processes and the plugins that hear of their events. One thread.
+
+    ``first_s`` is how long after its start it waits for processes that nobody spoke of yet.
+    """
 
     def __init__(
         self,
@@ -59,12 +62,13 @@ class Pipeline:
         plugins: Plugins | None = None,
         ids: IdSource | None = None,
         clock: Callable[[], float] = time.monotonic,
+        first_s: float = 0.0,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._plugins = plugins or load_plugins(settings.load_plugins)
         self._ids = ids or RandomIdGenerator()
         self._attention = _Attention(clock)
-        self._answers = Answers(self._ids, self._attention)
+        self._answers = Answers(self._ids, self._attention, first_s)
         self._device_times = DeviceTimes(self._attention)
         self._timelines: list[Timeline] = []
         self._pending = Events()

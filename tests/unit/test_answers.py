@@ -144,6 +144,20 @@ def test_a_front_end_is_waited_for_before_it_says_anything():
     assert [r.finish_reason for r in setting.answers.due()] == ["stop"]
 
 
+def test_a_young_agent_waits_until_front_ends_are_connected():
+    """Both come when the agent is up, in any order: all of a short run may be there before the front end's first word."""
+    setting = Setting()
+    setting.answers = Answers(CountingIds(), lambda: setting.now, first_s=5.0)
+    assert setting.answers.join([request(), request("b")]) == []
+    setting.now = WAIT_S
+    assert setting.answers.due() == []
+    setting.open()
+    setting.end()
+    assert [r.finish_reason for r in setting.answers.due()] == ["stop"]
+    setting.now = 5.0
+    assert setting.answers.due() == [request("b")]
+
+
 def test_a_front_end_that_comes_after_its_first_request_tells_of_none_twice():
     """Its request went on without it."""
     setting = Setting()
