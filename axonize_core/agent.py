@@ -226,6 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.cpus:
         cpus.use(map(int, options.cpus.split(",")))
     if options.shared:
+        cpus.give_way()
         _leave_parent()
     run(options.socket, settings, shared=options.shared, lock_fd=options.lock_fd)
 

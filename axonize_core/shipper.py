@@ -25,8 +25,8 @@ __all__ = ["Shipper", "Transport", "make_shipper"]
 
 PERIOD_S = 0.1
 _RUN, _RUN_END, _RUN_TIMES = int(Kind.RUN), int(Kind.RUN_END), int(Kind.RUN_TIMES)
-_MANY, _STEP = int(Kind.MANY), int(Kind.STEP)
-_SPECIAL = {_RUN, _RUN_END, _MANY, _STEP}
+_MANY, _STEP, _EXECUTE = int(Kind.MANY), int(Kind.STEP), int(Kind.EXECUTE)
+_SPECIAL = {_RUN, _RUN_END, _MANY, _STEP, _EXECUTE}
 SLICE_NS = 200_000
 PAUSE_S = 0.002
 CHUNK = 256
@@ -223,6 +223,9 @@ def _weight(record: Record) -> int:
     """Return how many plain records this one takes as much room as."""
     if record.kind == _MANY:
         return record.handle
+    if record.kind == _EXECUTE:
+        _, seqs, _, contexts, parameters, _ = record.payload
+        return 1 + len(seqs) + sum(map(len, (*(parameters or ()), *filter(None, contexts or ())))) // 512
     members = record.payload[4] if record.kind == _STEP else None
     return 1 if members is None else 1 + len(members[0]) // 4
 

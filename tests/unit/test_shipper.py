@@ -213,3 +213,15 @@ def test_a_large_step_does_not_make_a_frame_too_large(setup):
     assert recorder.flush(10)
     assert [record.handle for record in transport.records if record.payload[4]] == list(range(40))
     assert len(transport.frames) >= 20
+
+
+def test_long_parameters_of_many_executions_do_not_make_a_frame_too_large(setup):
+    """A batch weighs by its requests and by what they say of themselves."""
+    recorder, transport = setup
+    text = "x" * 40_000
+    for handle in range(200):
+        recorder.emit(Kind.EXECUTE, handle, (1, [1, 2], ["a", "b"], [None, text], [text, "{}"], None))
+        recorder.emit(Kind.EXECUTE, handle, (1, [1], ["a"], None, None, None))
+    assert recorder.flush(10)
+    assert len(transport.records) == 400
+    assert len(transport.frames) >= 10
