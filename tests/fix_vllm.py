@@ -30,19 +30,32 @@ def capture():
     capture.close()
 
 
+@pytest.fixture(scope="module")
+def module_capture():
+    """As ``capture``, for servers that a file's tests share."""
+    capture = Capture()
+    yield capture
+    capture.close()
+
+
 @pytest.fixture(scope="session")
 def serve(tiny, tmp_path_factory):
     """``with serve(*flags, env={...}, axonize=True) as server:`` starts ``vllm serve`` and waits until it is healthy.
 
     ``server.capture`` is its spans, ``base_url``, ``pid``, ``engine_pids``, ``worker_pids``, ``log``, ``stop()``. It has
     ended with the block, and so has its agent. One at a time on a small machine: each takes 3 GB and 20 s to start.
+    ``beside=server`` is one that shares directories, capture and agent with another that lives longer.
     """
     count = itertools.count()
 
     @contextlib.contextmanager
-    def start(*flags, env=None, axonize=True, capture=None):
+    def start(*flags, env=None, axonize=True, capture=None, beside=None):
+        capture = beside.capture if beside else capture
         with contextlib.closing(Capture()) if capture is None else contextlib.nullcontext(capture) as sink:
-            surroundings = Surroundings(tmp_path_factory.mktemp(f"serve-{next(count)}"), sink, env)
+            own = beside is None
+            surroundings = (
+                Surroundings(tmp_path_factory.mktemp(f"serve-{next(count)}"), sink, env) if own else beside.surroundings
+            )
             server = Server(surroundings, tiny, flags, axonize=axonize)
             try:
                 server.wait_ready()
@@ -52,7 +65,7 @@ def serve(tiny, tmp_path_factory):
                 print(f"log of {' '.join(server.command)}:\n{server.log}")
                 raise
             finally:
-                server.close()
+                server.close(end_agents=own)
 
     return start
 

@@ -6,9 +6,12 @@ import asyncio
 import json
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 __all__ = ["Answer", "complete", "run"]
 
@@ -106,11 +109,11 @@ async def complete(
 
 async def _read(answer: Answer, response: httpx.Response, abort_after: int | None) -> None:
     pieces = 0
-    async for line in response.aiter_lines():
+    async for line in _lines(response):
         now_ns = time.perf_counter_ns()
-        if not line.startswith("data: ") or line == "data: [DONE]":
+        if not line.startswith(b"data: ") or line == b"data: [DONE]":
             continue
-        piece = json.loads(line[len("data: ") :])
+        piece = json.loads(line[len(b"data: ") :])
         if "error" in piece:
             answer.error = str(piece["error"])
             return
@@ -119,6 +122,15 @@ async def _read(answer: Answer, response: httpx.Response, abort_after: int | Non
         if abort_after is not None and pieces >= abort_after:
             answer.aborted = True
             return
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Return the lines of an answer; httpx's own also end at what else Unicode calls the end of a line."""
+    rest = b""
+    async for part in response.aiter_bytes():
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            yield line
 
 
 def _take(answer: Answer, piece: dict[str, Any], now_ns: int) -> None:

@@ -93,12 +93,14 @@ class Surroundings:
         assert not left, f"agents outlived their engine: {left}"
 
     def offline(self, model: Path, code: str, *, axonize: bool = True):
-        """Run code with ``make_llm(**LLM's)``, ``SamplingParams`` and ``report(facts)`` in one process; return the facts.
+        """Run code with ``make_llm(**LLM's)``, ``SamplingParams`` and ``report(facts)``, and return the facts.
+
+        In one process, unless the surroundings say ``VLLM_ENABLE_V1_MULTIPROCESSING=1``.
 
         Raises:
             AssertionError: it failed, or took longer than three minutes.
         """
-        env = {**self.env, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **({"AXONIZE_ENABLED": "1"} if axonize else {})}
+        env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **self.env, **({"AXONIZE_ENABLED": "1"} if axonize else {})}
         program = OFFLINE.replace("MODEL", repr(str(model))) + textwrap.dedent(code)
         command = [sys.executable, "-c", program]
         done = subprocess.run(
@@ -122,7 +124,7 @@ class Server:
         asked = ("--plugin", "axonize") if axonize else ()
         self.command = [vllm, "serve", str(model), *asked, "--host", "127.0.0.1", "--port", str(self.port), *SMALL]
         self.command += flags
-        self.log_path = surroundings.directory / "server.log"
+        self.log_path = surroundings.directory / f"server-{self.port}.log"
         self.returncode: int | None = None
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
@@ -204,10 +206,11 @@ class Server:
             assert time.monotonic() < deadline, f"left of the server: {self._members()}"
             time.sleep(0.1)
 
-    def close(self) -> None:
-        """Kill whatever is left of it; its agent ends by itself."""
+    def close(self, *, end_agents: bool = True) -> None:
+        """Kill whatever is left of it; its agent ends by itself, unless it has another engine."""
         for process in self._members():
             with contextlib.suppress(psutil.Error):
                 process.kill()
         self._wait()
-        self.surroundings.end_agents()
+        if end_agents:
+            self.surroundings.end_agents()
