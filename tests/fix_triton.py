@@ -20,19 +20,20 @@ FORWARDING = tuple(f"--{kind}-header-forward-pattern={FORWARD}" for kind in ("ht
 def triton_serve(tmp_path_factory):
     """``with triton_serve("plain", ...) as server:`` starts a tritonserver with these models, by default all of them.
 
-    ``otel=True`` is Triton's OpenTelemetry mode, its spans going to the capture too. It has ended with the block, and so
+    ``otel=True`` is Triton's OpenTelemetry mode, its spans going to the capture too; ``prefix`` and ``exit_s`` are as for
+    ``Server``. It has ended with the block, and so
     has its agent; a log with a failure is printed.
     """
     count = itertools.count()
 
     @contextlib.contextmanager
-    def start(*models, flags=(PLAIN_START, *FORWARDING), env=None, otel=False, prefix=None, repository=None):
+    def start(*models, flags=(PLAIN_START, *FORWARDING), env=None, otel=False, repository=None, **more):
         directory = tmp_path_factory.mktemp(f"triton-{next(count)}")
         repository = repository or write_repository(directory / "models", *models)
         with contextlib.closing(TritonCapture()) as capture:
             surroundings = Surroundings(directory, capture, env)
             tracing = (*OTEL, f"--trace-config=opentelemetry,url={capture.url}/v1/traces") if otel else ()
-            server = Server(surroundings, repository, (*flags, *tracing), prefix=prefix)
+            server = Server(surroundings, repository, (*flags, *tracing), **more)
             try:
                 server.wait_ready()
                 yield server

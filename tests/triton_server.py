@@ -26,7 +26,6 @@ READY_S = 60.0
 END_S = 40.0
 NOTICE_S = 3.0
 EXIT_S = 10
-"""How long the server waits for its models to finalize."""
 FORWARD = "(?i)(traceparent|tracestate)"
 OTEL = (
     "--trace-config=mode=opentelemetry",
@@ -81,10 +80,17 @@ class Server:
         repository: its models.
         flags: more of its flags.
         prefix: the environment of the models; by default this one.
+        exit_s: how long it waits for its models to finalize.
     """
 
     def __init__(
-        self, surroundings: Surroundings, repository: Path, flags: tuple[str, ...] = (), *, prefix: Path | None = None
+        self,
+        surroundings: Surroundings,
+        repository: Path,
+        flags: tuple[str, ...] = (),
+        *,
+        prefix: Path | None = None,
+        exit_s: int = EXIT_S,
     ):
         self.surroundings, self.capture = surroundings, surroundings.capture
         self.port, self.grpc_port, metrics_port = _free_ports(3)
@@ -97,7 +103,7 @@ class Server:
             f"--http-port={self.port}",
             f"--grpc-port={self.grpc_port}",
             f"--metrics-port={metrics_port}",
-            f"--exit-timeout-secs={EXIT_S}",
+            f"--exit-timeout-secs={exit_s}",
             *flags,
         ]
         libraries = (wheel.parent / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR"))
