@@ -34,8 +34,8 @@ CPUS = _given()
 
 
 NICE = 5
-"""Next to a busy engine the agent gets a quarter of a CPU then, and all of one that is idle; much less and it could fall
-behind an engine on the CPU, whose records would be dropped."""
+"""Next to a busy engine the agent gets a quarter of a CPU then, and all of one that is idle. With much less it could
+fall behind an engine that runs on the CPU, whose records would be dropped."""
 
 
 def give_way(autogroup: Path = Path("/proc/self/autogroup")) -> None:

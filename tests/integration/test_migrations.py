@@ -153,4 +153,6 @@ def test_a_stopped_migration_goes_on(empty_store, settings, monkeypatch):
         patch.setattr(migrate, "load", lambda _: broken)
         with pytest.raises(StoreError, match="SYNTAX_ERROR"):
             migrate_store(empty_store, settings)
-    assert [done.number for done in migrate_store(empty_store, settings)] == [migration.number for migration in whole[2:]]
+    assert [done.number for done in migrate_store(empty_store, settings)] == [
+        migration.number for migration in whole[2:]
+    ]

@@ -86,10 +86,10 @@ def test_original_names_and_names_of_enums(options):
     assert same(read(body), request)
 
 
-@pytest.mark.parametrize(("signal", "body"), [("metrics", metrics_body()), ("logs", logs_body())])
-def test_metrics_and_logs(signal, body):
+@pytest.mark.parametrize(("signal", "make"), [("metrics", metrics_body), ("logs", logs_body)])
+def test_metrics_and_logs(signal, make):
     """The other signals are read by the same rules."""
-    request = KINDS[signal].FromString(body)
+    request = KINDS[signal].FromString(make())
     assert read(as_json(request), signal) == request
     assert read(as_json(request, preserving_proto_field_name=True), signal) == request
 
