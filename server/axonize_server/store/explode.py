@@ -21,6 +21,7 @@ _KINDS = {
     "float": ("double_value", "Float64"),
     "bool": ("bool_value", "Bool"),
 }
+_VALUE = {**dict.fromkeys(_KINDS, "assumeNotNull({})"), "bool": "assumeNotNull({}) != 0"}
 # What has no scalar type: a letter for its kind, then its bytes as they came.
 _RAW = (
     "multiIf(isNotNull({value}.array_value), concat('a', assumeNotNull({value}.array_value)),"
@@ -54,7 +55,7 @@ def _scopes(signal: str, source: str) -> str:
     resource = ", ".join(f"{sql} AS {name}" for name, sql in _maps("resource", "r.resource.attributes").items())
     requests = f"SELECT tenant[-1] AS tenant, resource_{kind} AS resources FROM {reader}"
     resources = (
-        f"SELECT tenant, {resource}, r.resource.dropped_attributes_count AS resource_dropped,"
+        f"SELECT tenant, {resource}, toUInt32(r.resource.dropped_attributes_count) AS resource_dropped,"
         f" r.schema_url AS resource_schema_url, r.scope_{kind} AS scopes FROM ({requests}) ARRAY JOIN resources AS r"
     )
     return (
@@ -66,7 +67,9 @@ def _scopes(signal: str, source: str) -> str:
 def _maps(prefix: str, attributes: str) -> dict[str, str]:
     """Give the five maps of a list of attributes, which together hold all of them."""
     maps = {
-        f"{prefix}_{kind}": _map(f"assumeNotNull(x.value.{field})", f"isNotNull(x.value.{field})", attributes, sql)
+        f"{prefix}_{kind}": _map(
+            _VALUE[kind].format(f"x.value.{field}"), f"isNotNull(x.value.{field})", attributes, sql
+        )
         for kind, (field, sql) in _KINDS.items()
     }
     no_scalar = " AND ".join(f"isNull(x.value.{field})" for field, _ in _KINDS.values())
@@ -90,7 +93,7 @@ _ENVELOPE = {
     "scope_name": "scope.name",
     "scope_version": "scope.version",
     "scope_attrs": "scope.attributes",
-    "scope_dropped": "scope.dropped_attributes_count",
+    "scope_dropped": "toUInt32(scope.dropped_attributes_count)",
     "scope_schema_url": "scope_schema_url",
 }
 _SPAN = {
@@ -100,25 +103,25 @@ _SPAN = {
     "trace_state": "s.trace_state",
     "flags": "s.flags",
     "name": "s.name",
-    "kind": "s.kind",
+    "kind": "toInt32(s.kind)",
     "start_time": _time("s.start_time_unix_nano"),
     "duration_ns": "toInt64(s.end_time_unix_nano - s.start_time_unix_nano)",
-    "status_code": "s.status.code",
+    "status_code": "toInt32(s.status.code)",
     "status_message": "s.status.message",
     **_maps("attrs", "s.attributes"),
-    "attrs_dropped": "s.dropped_attributes_count",
+    "attrs_dropped": "toUInt32(s.dropped_attributes_count)",
     "events.time": f"arrayMap(e -> {_time('e.time_unix_nano')}, s.events)",
     "events.name": "arrayMap(e -> e.name, s.events)",
     "events.attrs": "arrayMap(e -> e.attributes, s.events)",
-    "events.dropped": "arrayMap(e -> e.dropped_attributes_count, s.events)",
-    "events_dropped": "s.dropped_events_count",
+    "events.dropped": "arrayMap(e -> toUInt32(e.dropped_attributes_count), s.events)",
+    "events_dropped": "toUInt32(s.dropped_events_count)",
     "links.trace_id": "arrayMap(l -> toFixedString(l.trace_id, 16), s.links)",
     "links.span_id": "arrayMap(l -> toFixedString(l.span_id, 8), s.links)",
     "links.trace_state": "arrayMap(l -> l.trace_state, s.links)",
     "links.attrs": "arrayMap(l -> l.attributes, s.links)",
-    "links.dropped": "arrayMap(l -> l.dropped_attributes_count, s.links)",
+    "links.dropped": "arrayMap(l -> toUInt32(l.dropped_attributes_count), s.links)",
     "links.flags": "arrayMap(l -> l.flags, s.links)",
-    "links_dropped": "s.dropped_links_count",
+    "links_dropped": "toUInt32(s.dropped_links_count)",
 }
 _METRIC = {
     "name": "m.name",

@@ -1,0 +1,190 @@
+"""Bodies made to hurt: each is refused with a reason or stored, nothing else is lost by it, and memory is bounded."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import secrets
+import struct
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from axonize_server.otlp import InvalidRequestError, validate_traces
+from axonize_server.otlp_rules import Window
+from axonize_server.query import spans_of
+from oracle import same, walk
+from otlp_bodies import logs_body, metrics_body, trace_body
+
+JSON = "application/json"
+MIB = 1 << 20
+TRACE = b"t" * 16
+
+
+def varint(number):
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def field(tag, content):
+    return bytes([tag]) + varint(len(content)) + content
+
+
+def attribute(value, key=b"k"):
+    return field(0x4A, field(0x0A, key) + field(0x12, value))
+
+
+def request(span, *, scope=b"", resource=b""):
+    """A trace request of one span: valid ids and time, then these bytes."""
+    start = b"\x39" + struct.pack("<Q", time.time_ns())
+    whole = field(0x0A, TRACE) + field(0x12, secrets.token_bytes(8)) + start + span
+    return field(0x0A, resource + field(0x12, scope + field(0x12, whole)))
+
+
+def nested(depth):
+    value = b"\x18\x01"
+    for _ in range(depth):
+        value = field(0x2A, field(0x0A, value))
+    return value
+
+
+LARGE, HUGE = varint(1 << 40 | 5), varint((1 << 64) - 5)
+LINK = field(0x0A, TRACE) + field(0x12, b"s" * 8)
+ODD = {
+    "a bool of 2": (attribute(b"\x10\x02"), {}),
+    "a bool of 64 bits": (attribute(b"\x10" + HUGE), {}),
+    "a kind of 41 bits": (b"\x30" + LARGE, {}),
+    "a negative kind": (b"\x30" + HUGE, {}),
+    "a status code of 41 bits": (field(0x7A, b"\x18" + LARGE), {}),
+    "41 bits of dropped attributes": (b"\x50" + LARGE, {}),
+    "41 bits of dropped events": (b"\x60" + LARGE, {}),
+    "41 bits of dropped links": (b"\x70" + LARGE, {}),
+    "41 bits dropped of an event": (field(0x5A, b"\x20" + LARGE), {}),
+    "41 bits dropped of a link": (field(0x6A, LINK + b"\x28" + LARGE), {}),
+    "41 bits dropped of a scope": (b"", {"scope": field(0x0A, b"\x20" + LARGE)}),
+    "41 bits dropped of a resource": (b"", {"resource": field(0x0A, b"\x10" + LARGE)}),
+    "not a number": (attribute(b"\x21" + struct.pack("<d", float("nan"))), {}),
+    "infinite": (attribute(b"\x21" + struct.pack("<d", float("-inf"))), {}),
+    "nested 40 levels": (attribute(nested(40)), {}),
+    "control characters": (attribute(field(0x0A, b"\x00\x01\x7f"), b"\x00"), {}),
+    "no key and no value": (field(0x4A, b""), {}),
+    "10,000 attributes": (b"".join(attribute(b"\x18\x01", b"k%d" % number) for number in range(10_000)), {}),
+}
+
+
+def window():
+    return Window.around(time.time_ns(), 7)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_span_is_stored_as_protobuf_reads_it(store, write_segment, name):
+    """Numbers wider than their type are cut as the official parser cuts them; what is legal comes back equal."""
+    span, around = ODD[name]
+    body = request(span, **around)
+    segment = write_segment(bytes(validate_traces(body, window()).body))
+    store.insert(segment.path, segment.signal, segment.id)
+    (expected,) = walk(ExportTraceServiceRequest.FromString(body))
+    (found,) = spans_of(store, tenant="default", trace_id=TRACE)
+    for what, value in expected.items():
+        assert same(found[what], value), (what, found[what], value)
+
+
+@pytest.mark.parametrize(
+    "span",
+    [
+        attribute(nested(200)),
+        attribute(b"\x18\x01", b"\xff"),
+        attribute(field(0x0A, b"\xc3\x28")),
+        attribute(field(0x2A, field(0x0A, field(0x0A, b"\xff")))),
+        field(0x2A, b"\xed\xa0\x80"),
+        b"\x2a\x7fshort",
+    ],
+    ids=["200 levels", "key", "text", "text in an array", "surrogate", "cut short"],
+)
+def test_what_no_parser_should_see_is_refused(span):
+    """Nesting beyond the official parser's hundred levels, and text that is not UTF-8, wherever it is."""
+    with pytest.raises(InvalidRequestError, match="no valid ExportTraceServiceRequest"):
+        validate_traces(request(span), window())
+
+
+def test_a_million_attributes_are_stored(store, write_segment):
+    """One span with a million attributes is one row."""
+    body = request(b"".join(attribute(b"\x18\x01", b"k%d" % number) for number in range(10**6)))
+    segment = write_segment(bytes(validate_traces(body, window()).body))
+    store.insert(segment.path, segment.signal, segment.id)
+    assert store.query(f"SELECT length(attrs_int) AS n FROM {store.database}.spans") == [{"n": 10**6}]
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(seed=st.integers(0, 20), data=st.data())
+def test_whatever_passes_the_door_can_be_stored(store, write_segment, seed, data):
+    """Bodies changed at random: ClickHouse makes rows of all that validation lets pass, as many as it said."""
+    body = bytearray(trace_body(seed, spans=2))
+    for _ in range(data.draw(st.integers(1, 5))):
+        at = data.draw(st.integers(0, len(body) - 1))
+        body[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
+    try:
+        accepted = validate_traces(bytes(body), window())
+    except InvalidRequestError:
+        return
+    tenant = secrets.token_hex(8)
+    segment = write_segment(bytes(accepted.body), tenant=tenant)
+    store.insert(segment.path, segment.signal, segment.id)
+    rows = store.query(f"SELECT count() AS n FROM {store.database}.spans WHERE tenant = {{t:String}}", {"t": tenant})
+    assert rows == [{"n": accepted.records}]
+
+
+def dense(tag, *around):
+    """Millions of empty messages in one another's place: 16 MiB."""
+    body = tag * (8 * MIB)
+    for outer in around:
+        body = field(outer, body)
+    return body
+
+
+def peak_bytes(receiver):
+    """The most memory the receiver ever held."""
+    status = Path(f"/proc/{receiver.child.pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) << 10
+
+
+def test_a_receiver_survives_them_all(make_receiver):
+    """Each answer has its reason, memory stays bounded, and honest requests are taken before, between and after."""
+    receiver = make_receiver()
+    receiver.wait_ready()
+    client = receiver.client(60)
+    deep = b'{"resourceSpans":' + b"[" * 200_000
+    objects = b'{"resourceSpans":[' + b"{}," * (4 * MIB) + b"{}]}"
+    floats = json.dumps({"resourceMetrics": []}).encode()[:-2] + b"1.5," * (12 * MIB) + b"1]}"
+    hostile = [
+        (dense(b"\x0a\x00"), "/v1/traces", {}, 400),
+        (dense(b"\x12\x00", 0x12, 0x0A), "/v1/traces", {}, 400),
+        (dense(b"\x12\x00", 0x12, 0x0A), "/v1/logs", {}, 400),
+        (dense(b"\x0a\x00", 0x2A, 0x12, 0x12, 0x0A), "/v1/metrics", {}, 400),
+        (dense(b"\xf8\x7f\x01"), "/v1/traces", {}, 400),
+        (b"\x80" * (32 * MIB), "/v1/traces", {}, 400),
+        (deep, "/v1/traces", {"content_type": JSON}, 400),
+        (objects, "/v1/traces", {"content_type": JSON}, 400),
+        (floats, "/v1/metrics", {"content_type": JSON}, 400),
+        (gzip.compress(bytes(256 * MIB)), "/v1/traces", {"content_encoding": "gzip"}, 413),
+        (gzip.compress(dense(b"\x12\x00", 0x12, 0x0A)), "/v1/traces", {"content_encoding": "gzip"}, 400),
+        (request(attribute(field(0x0A, b"x" * (63 * MIB)))), "/v1/traces", {}, 200),
+        (bytes(65 * MIB), "/v1/traces", {}, 413),
+    ]
+    for body, path, headers, expected in hostile:
+        status, _, answer = receiver.post(body, path, **headers)
+        assert (status, bool(answer)) == (expected, expected != 200), (body[:30], path, answer)
+        for honest, honest_path in ((trace_body(), "traces"), (metrics_body(), "metrics"), (logs_body(), "logs")):
+            assert receiver.post(honest, f"/v1/{honest_path}", client=client)[0] == 200
+    client.close()
+    assert peak_bytes(receiver) < 700 * MIB
+    assert receiver.stop() == 0
