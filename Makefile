@@ -13,13 +13,14 @@ export PYTHONSAFEPATH := 1
 # pip's cache belongs to whoever runs make.
 export PIP_NO_INPUT := 1
 
-.PHONY: help demo test test-sdk test-server test-hf test-vllm test-triton bare matrix lint bench docs migrate dev dev-down clean
+.PHONY: help demo test soak test-sdk test-server test-hf test-vllm test-triton bare matrix lint bench docs migrate dev dev-down clean
 
 help:
 	@echo "make demo         serve a small model here and see what comes back from the store"
 	@echo "make test         all tests, against the built wheel, with coverage; some: make test TESTS=tests/unit"
 	@echo "                  without the real vLLM, whose environment takes 2 min and 4 GB: make test VLLM=skip"
 	@echo "                  without the real tritonserver, whose environment takes 1 min and 430 MB: make test TRITON=skip"
+	@echo "make soak         kill -9 of receivers and writer in 240 random rounds; more or fewer: make soak ROUNDS=1000"
 	@echo "make test-sdk     tests of what runs beside inference"
 	@echo "make test-server  tests of the collector"
 	@echo "make test-hf      every task and mode on every version of transformers that is tried, against the docs"
@@ -48,6 +49,9 @@ else
 	$(MAKE) test-vllm
 	$(MAKE) test-triton
 endif
+
+soak: $(VENV)/.wheel $(VENV)/.tools
+	AXONIZE_TEST_KILL_ROUNDS=$(or $(ROUNDS),240) $(BIN)/pytest -s tests/e2e/test_kill.py
 
 test-sdk: $(VENV)/.wheel $(VENV)/.tools
 	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(HF_MATRIX) --ignore=tests/vllm --ignore=tests/tritonserver -m "not server"

@@ -5,20 +5,31 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 _READ = """
 import pickle, sys
+sys.path.insert(0, sys.argv[2])
 from axonize_server.query import spans_of
 from axonize_server.store.clickhouse import ClickHouseStore
 
 store = ClickHouseStore(f"chdb://{sys.argv[1]}")
-if len(sys.argv) > 2:
-    found = spans_of(store, tenant="default", trace_id=bytes.fromhex(sys.argv[2]))
+if sys.argv[3:] == ["everything"]:
+    from exactly_once import look
+
+    found = look(store)
+elif sys.argv[3:]:
+    found = spans_of(store, tenant="default", trace_id=bytes.fromhex(sys.argv[3]))
 else:
     found = [bytes.fromhex(row["id"]) for row in store.query("SELECT hex(span_id) AS id FROM axonize.spans")]
 store.close()
 sys.stdout.buffer.write(pickle.dumps(found))
 """
+
+
+def everything(directory):
+    """Return every record with its number of rows, and every rollup beside its source."""
+    return _read(directory, "everything")
 
 
 def span_ids(directory):
@@ -32,5 +43,5 @@ def spans(directory, trace_id):
 
 
 def _read(directory, *arguments):
-    command = [sys.executable, "-c", _READ, str(directory), *arguments]
+    command = [sys.executable, "-c", _READ, str(directory), str(Path(__file__).parent), *arguments]
     return pickle.loads(subprocess.run(command, capture_output=True, check=True, cwd=directory.parent).stdout)
