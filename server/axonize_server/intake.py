@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from axonize_server.appender import Appender, Limits, Ticket, Usage
-from axonize_server.otlp import VALIDATORS, Accepted, InvalidRequestError
+from axonize_server.otlp import VALIDATORS, Accepted
 from axonize_server.otlp_rules import Window
-from axonize_server.otlp_size import MAX_FIELDS, too_many_fields
 from axonize_server.spool import SIGNALS, SpoolUnavailableError
 
 if TYPE_CHECKING:
@@ -63,8 +62,6 @@ class Intake:
             SpoolFullError: The spool's bound is reached.
             SpoolUnavailableError: The file system refused.
         """
-        if too_many_fields(signal, body):
-            raise InvalidRequestError(f"the body holds more than {MAX_FIELDS} records; send fewer at once")
         now_ns = time.time_ns()
         accepted = VALIDATORS[signal](body, Window.around(now_ns, self._kept_days[signal]))
         self.counters[f"received_bytes.{signal}"] += len(body)

@@ -28,6 +28,7 @@ from axonize_server.otlp_rules import (
     span_fault,
 )
 from axonize_server.otlp_shortcut import usual_spans
+from axonize_server.otlp_size import too_many_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,8 +65,9 @@ def validate_traces(body: Body, window: Window) -> Accepted:
     """Check an ExportTraceServiceRequest.
 
     Raises:
-        InvalidRequestError: It is no such message.
+        InvalidRequestError: It is no such message, or is made of more parts than there is memory for.
     """
+    _bounded("traces", body)
     try:
         plain = check_traces(body)
     except DecodeError as error:
@@ -73,6 +75,7 @@ def validate_traces(body: Body, window: Window) -> Accepted:
     usual = usual_spans(body, window)
     if usual is not None and usual[0] <= MAX_RECORDS and len(usual[1]) <= MAX_DAYS:
         return Accepted(*usual, body if plain else _rewritten(_parsed(ExportTraceServiceRequest, body)))
+    _bounded("traces", body, inside=True)
     request = _parsed(ExportTraceServiceRequest, body)
     sieve = Sieve("span", span_fault, window)
     for resource in request.resource_spans:
@@ -85,8 +88,9 @@ def validate_metrics(body: Body, window: Window) -> Accepted:
     """Check an ExportMetricsServiceRequest.
 
     Raises:
-        InvalidRequestError: It is no such message.
+        InvalidRequestError: It is no such message, or is made of more parts than there is memory for.
     """
+    _bounded("metrics", body, inside=True)
     request = _parsed(ExportMetricsServiceRequest, body)
     sieve = Sieve("data point", point_fault, window)
     scopes = chain.from_iterable(resource.scope_metrics for resource in request.resource_metrics)
@@ -100,8 +104,9 @@ def validate_logs(body: Body, window: Window) -> Accepted:
     """Check an ExportLogsServiceRequest; an id of a wrong length is dropped and its record kept, as OTLP wants.
 
     Raises:
-        InvalidRequestError: It is no such message.
+        InvalidRequestError: It is no such message, or is made of more parts than there is memory for.
     """
+    _bounded("logs", body, inside=True)
     request = _parsed(ExportLogsServiceRequest, body)
     sieve = Sieve("log record", log_fault, window)
     misplaced = 0
@@ -118,6 +123,11 @@ VALIDATORS: Final[dict[str, Callable[[Body, Window], Accepted]]] = {
     "metrics": validate_metrics,
     "logs": validate_logs,
 }
+
+
+def _bounded(signal: str, body: Body, *, inside: bool = False) -> None:
+    if too_many_fields(signal, body, inside=inside):
+        raise InvalidRequestError("the body holds too many records or attributes; send fewer at once")
 
 
 def _parsed(kind: type[Request], body: Body) -> Request:

@@ -1,7 +1,8 @@
 """Refuses a large body made of very many small records before an object is made of each.
 
-An empty span takes two bytes on the wire and a hundred in memory, and some microseconds to look at. The fields
-around the records are counted on the wire itself, no further than the limit.
+An empty span takes two bytes on the wire and a hundred in memory, and some microseconds to look at; an empty
+attribute takes thirty. The fields around and inside the records are counted on the wire itself, no further than
+the limits.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from axonize_server.otlp_rules import MAX_RECORDS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MAX_FIELDS", "too_many_fields"]
+__all__ = ["too_many_fields"]
 
-MAX_FIELDS: Final = 4 * MAX_RECORDS
+_MAX_AROUND: Final = 4 * MAX_RECORDS
+_MAX_INSIDE: Final = 1 << 22
 _LOOKED_AT_BYTES = 1 << 20
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _FIXED: Final = {_FIXED64: 8, _FIXED32: 4}
@@ -28,22 +30,26 @@ _PATHS: Final = {
 }
 
 
-def too_many_fields(signal: str, body: bytes | bytearray | memoryview) -> bool:
-    """Say whether the messages around the records of a body hold more fields than any honest request would.
+def too_many_fields(signal: str, body: bytes | bytearray | memoryview, *, inside: bool) -> bool:
+    """Say whether a body holds more fields around its records, or also `inside` them, than any honest one would.
 
-    What is not well-formed ends the count; the parser refuses it.
+    Counting inside takes longer than parsing, so it is for bodies that become objects. What is not well-formed
+    ends the count; the parser refuses it.
     """
     if len(body) <= _LOOKED_AT_BYTES:
         return False
-    data, path, left = memoryview(body), _PATHS[signal], MAX_FIELDS
+    data, path = memoryview(body), _PATHS[signal]
+    left = {False: _MAX_AROUND, True: _MAX_INSIDE}
+    deepest = len(path) if inside else len(path) - 1
     waiting = [(0, 0, len(data))]
     while waiting:
         depth, at, end = waiting.pop()
+        within = depth == len(path)
         for number, start, stop in _fields(data, at, end):
-            left -= 1
-            if not left:
+            left[within] -= 1
+            if not left[within]:
                 return True
-            if number in path[depth] and depth + 1 < len(path):
+            if depth < deepest and number in path[depth]:
                 waiting.append((depth + 1, start, stop))
     return False
 
