@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from axonize_core import __version__
 from axonize_core.errors import StoreError
+from axonize_server.refused import FOLDER
 from axonize_server.spool import sealed_segments
 from axonize_server.stats import read_stats, receivers_alive
+from axonize_server.telemetry import Histogram, Sample, exposition
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from axonize_server.registry.base import Registry
     from axonize_server.registry.sync import RegistrySync
@@ -36,12 +41,25 @@ class Counters:
         self.dropped_bytes = 0
         self.partings = 0
         """Refused segments in which the bad records were looked for."""
+        self.refused_by_cause: Counter[str] = Counter()
+        self.insert_seconds = Histogram(*_INSERT_BOUNDS_S)
         self.last_error: str | None = None
         """Why the newest attempt failed; None while inserts succeed."""
 
     def numbers(self) -> dict[str, int]:
         """Give the counts by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, int)}
+
+
+# What the parts of a counter's name behind the dots are.
+_RECEIVER_LABELS = {
+    "received_bytes": ("signal",),
+    "acked_requests": ("signal",),
+    "acked_records": ("signal",),
+    "refused_requests": ("reason",),
+    "rejected_records": ("signal", "reason"),
+}
+_INSERT_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class Health:
@@ -86,14 +104,41 @@ class Health:
 
     def prometheus(self) -> str:
         """Give the answer of `GET /metrics`."""
+        return exposition([*self._spool_samples(), *self._writer_samples(), *self._receiver_samples()])
+
+    def _spool_samples(self) -> Iterator[Sample]:
         spool = self._spool()
-        lines = [f"axonize_spool_{name} {value or 0}" for name, value in spool.items()]
-        lines += [f"axonize_writer_{name}_total {value}" for name, value in self._counters.numbers().items()]
-        lines += [f"axonize_registry_{name}_total {value}" for name, value in self._synced().items()]
-        for name, value in self._received().get("receivers", {}).items():
-            metric, _, what = name.partition(".")
-            lines.append(f'axonize_receiver_{metric}_total{{of="{what}"}} {value}')
-        return "\n".join(lines) + "\n"
+        folder = self._settings.spool_dir
+        for state, pattern in (("open", "*/*.open"), ("sealed", "*/*.pb"), ("refused", f"{FOLDER}/*/*.pb")):
+            sizes = _sizes(folder.glob(pattern))
+            yield Sample("axonize_spool_segments", len(sizes), {"state": state})
+            yield Sample("axonize_spool_bytes", sum(sizes), {"state": state})
+        yield Sample("axonize_spool_max_bytes", self._settings.spool_max_bytes)
+        yield Sample("axonize_spool_oldest_age_seconds", spool["oldest_age_s"] or 0)
+        yield Sample("axonize_spool_too_old_segments", spool["too_old_segments"] or 0)
+
+    def _writer_samples(self) -> Iterator[Sample]:
+        counters = self._counters
+        for cause, number in (dict(counters.refused_by_cause) or {"data": 0}).items():
+            yield Sample("axonize_writer_refused_segments_total", number, {"cause": cause})
+        yield Sample("axonize_writer_dropped_segments_total", counters.dropped_segments, {"cause": "age"})
+        yield Sample("axonize_writer_dropped_bytes_total", counters.dropped_bytes, {"cause": "age"})
+        for name in ("stored_segments", "stored_bytes", "insert_retries", "repeated_inserts", "partings"):
+            yield Sample(f"axonize_writer_{name}_total", getattr(counters, name))
+        yield Sample("axonize_writer_failing", counters.last_error is not None)
+        yield from counters.insert_seconds.samples("axonize_writer_insert_seconds")
+        for name, number in self._synced().items():
+            yield Sample(f"axonize_registry_{name}_total", number)
+
+    def _receiver_samples(self) -> Iterator[Sample]:
+        """By worker, since each counts from its own start."""
+        for facts in read_stats(self._settings.data_dir):
+            for name, number in facts.get("counters", {}).items():
+                metric, *whats = name.split(".")
+                if metric not in _RECEIVER_LABELS:  # of another version, in the moment of an upgrade
+                    continue
+                labels = dict(zip(_RECEIVER_LABELS[metric], whats, strict=False))
+                yield Sample(f"axonize_receiver_{metric}_total", number, {"worker": str(facts["worker"]), **labels})
 
     def _store_facts(self) -> dict[str, Any]:
         facts = {"dsn": self._store.dsn.text, "version": self._store.version}
@@ -131,3 +176,12 @@ class Health:
             for name, value in counters.items():
                 totals[name] = totals.get(name, 0) + value
         return {"receivers": totals}
+
+
+def _sizes(paths: Iterable[Path]) -> list[int]:
+    """The bytes of files, without those that went meanwhile."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found.append(path.stat().st_size)
+    return found

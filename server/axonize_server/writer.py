@@ -131,11 +131,13 @@ class Writer:
             settings = read_header(segment.path)["settings"]
             for attempt in self._attempts():
                 with attempt:
+                    began = time.monotonic()
                     repeated = self._store.insert(segment.path, segment.signal, segment.id, settings)
         except RetryError as e:
             return self._after_failed_round(segment, e.last_attempt.exception())
         except (SegmentRefusedError, ValueError, KeyError, OSError) as e:
             return self._after_refusal(segment, e)
+        self._counters.insert_seconds.observe(time.monotonic() - began)
         self._counters.stored_segments += 1
         self._counters.stored_bytes += segment.size_bytes
         self._counters.last_error = None
@@ -177,6 +179,7 @@ class Writer:
             return self._set_aside(segment, whole._replace(stored_in_part=found.stored_in_part))
         write_parts(self._spool_dir, segment, found.rest, found.bad)
         self._counters.refused_segments += len(found.bad)
+        self._counters.refused_by_cause.update(refusal.cause for _, refusal in found.bad)
         _log.error("segment_parted", segment=segment.id, refused=len(found.bad), error=found.bad[0][1].reason)
         return self._store_one(segment)
 
@@ -231,6 +234,7 @@ class Writer:
             return False
         self._failed.pop(segment.id, None)
         self._counters.refused_segments += 1
+        self._counters.refused_by_cause[refusal.cause] += 1
         _log.error("segment_refused", segment=segment.id, cause=refusal.cause, error=refusal.reason)
         return True
 

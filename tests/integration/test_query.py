@@ -272,7 +272,7 @@ def test_routes_answer_as_documented(client, load, settings):
     assert (waiting.status_code, waiting.text) == (503, "0 of 1 receivers are up\n")
     write_stats(settings.data_dir, 0, {})
     assert client.get("/readyz").status_code == 200
-    assert "axonize_spool_segments 1\n" in client.get("/metrics").text
+    assert 'axonize_spool_segments{state="sealed"} 1\n' in client.get("/metrics").text
 
 
 def test_values_json_has_no_word_for(client, store, write_segment):
