@@ -45,7 +45,7 @@ else
 	rm -f .coverage .coverage.*
 	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(HF_MATRIX) --ignore=tests/vllm --ignore=tests/tritonserver --cov --cov-report=
 	$(BIN)/coverage report --fail-under=95
-	$(BIN)/coverage report --fail-under=100 --include='*/axonize_core/recorder.py,*/axonize_core/frames.py,*/axonize_core/timeline.py,*/axonize_core/runs.py,*/axonize_core/chunks.py,*/axonize_server/spool.py,*/axonize_server/appender.py'
+	$(BIN)/coverage report --fail-under=100 --include='*/axonize_core/recorder.py,*/axonize_core/frames.py,*/axonize_core/timeline.py,*/axonize_core/runs.py,*/axonize_core/chunks.py,*/axonize_core/steps.py,*/axonize_core/progress.py,*/axonize_core/phases.py,*/axonize_core/answers.py,*/axonize_core/batches.py,*/axonize_core/executions.py,*/axonize_core/device_times.py,*/axonize_server/spool.py,*/axonize_server/appender.py'
 	$(MAKE) test-vllm
 	$(MAKE) test-triton
 endif
