@@ -139,6 +139,11 @@ class Server:
         return self._process.pid
 
     @property
+    def crashed(self) -> bool:
+        """Whether a signal ended it that we did not send; none of our code runs in this process, only in its models'."""
+        return self.returncode is None and (self._process.poll() or 0) < 0
+
+    @property
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 

@@ -36,6 +36,8 @@ TRACED = triton_load.Load(
     cancelled=25,
 )
 SPAN = "cd" * 8
+ATTEMPTS = 3
+"""This Triton crashes in its OpenTelemetry mode under gRPC load, once in some twenty runs (server #7795 is alike)."""
 
 
 def trace_of(name):
@@ -112,9 +114,24 @@ def test_ten_thousand_requests(triton_serve):
 def test_two_thousand_in_tritons_traces(triton_serve):
     """Each request with all it is made of is in its caller's trace, below a span of Triton's own."""
     assert TRACED.requests == 2_000
+    for _ in range(ATTEMPTS - 1):
+        if not traced_load(triton_serve):
+            return
+    assert not traced_load(triton_serve), f"it crashed {ATTEMPTS} times"
+
+
+def traced_load(triton_serve):
+    """Run it once, and hold it against what must be; say whether the server crashed."""
+    said = lambda name: {"traceparent": f"00-{trace_of(name)}-{SPAN}-01"}  # noqa: E731
     with triton_serve(otel=True, exit_s=5) as server:
-        said = lambda name: {"traceparent": f"00-{trace_of(name)}-{SPAN}-01"}  # noqa: E731
-        expected, statistics = run(server, TRACED, headers=said)
+        try:
+            expected, statistics = run(server, TRACED, headers=said)
+        except Exception:
+            if server.crashed:
+                print(f"the server crashed:\n{server.log[-2000:]}")
+                server.kill()
+                return True
+            raise
         check_requests(server.capture, expected)
         check_batches(server.capture, statistics)
         theirs = {s.span_id: s for s in server.capture.tritons()}
@@ -129,3 +146,4 @@ def test_two_thousand_in_tritons_traces(triton_serve):
                 while parent.parent_id in theirs:
                     parent = theirs[parent.parent_id]
                 assert (parent.phase, parent.parent_id.strip("0")) == ("InferRequest", "")
+    return False
