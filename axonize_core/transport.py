@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 MAX_PENDING_BYTES = 1024 * 1024
-WELCOME_TIMEOUT_S = 2.0
+WELCOME_TIMEOUT_S = 10.0
 BACKOFF_S = (0.1, 30.0)
 LAST_PROCESS_WAIT_S = 4.0
 """How long a process with which a container ends waits for its agent; less than the shipper is given to stop."""
