@@ -155,7 +155,9 @@ def run(base_url: str, asked: list[dict[str, Any]], concurrency: int = 1) -> lis
 
     async def all_of_it() -> list[Answer]:
         turn = asyncio.Semaphore(concurrency)
-        limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+        # A server closes what is idle for 5 s, and what is sent to it in that moment is lost.
+        idle = {"max_keepalive_connections": concurrency, "keepalive_expiry": 1.0}
+        limits = httpx.Limits(max_connections=concurrency, **idle)
         async with httpx.AsyncClient(base_url=base_url, timeout=TIMEOUT_S, limits=limits) as client:
 
             async def one(place: int, question: dict[str, Any]) -> Answer:
