@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import secrets
@@ -22,6 +23,7 @@ from otlp_bodies import logs_body, metrics_body, trace_body
 
 JSON = "application/json"
 MIB = 1 << 20
+WAIT_S = 240
 TRACE = b"t" * 16
 
 
@@ -157,11 +159,12 @@ def peak_bytes(receiver):
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) << 10
 
 
+@pytest.mark.timeout(900)  # large bodies on a machine that may be busy
 def test_a_receiver_survives_them_all(make_receiver):
     """Each answer has its reason, memory stays bounded, and honest requests are taken before, between and after."""
     receiver = make_receiver()
     receiver.wait_ready()
-    client = receiver.client(60)
+    client = receiver.client(WAIT_S)
     deep = b'{"resourceSpans":' + b"[" * 200_000
     objects = b'{"resourceSpans":[' + b"{}," * (4 * MIB) + b"{}]}"
     floats = json.dumps({"resourceMetrics": []}).encode()[:-2] + b"1.5," * (12 * MIB) + b"1]}"
@@ -184,7 +187,8 @@ def test_a_receiver_survives_them_all(make_receiver):
         (bytes(65 * MIB), "/v1/traces", {}, 413),
     ]
     for body, path, headers, expected in hostile:
-        status, _, answer = receiver.post(body, path, **headers)
+        with contextlib.closing(receiver.client(WAIT_S)) as hostile_client:
+            status, _, answer = receiver.post(body, path, client=hostile_client, **headers)
         assert (status, bool(answer)) == (expected, expected != 200), (body[:30], path, answer)
         for honest, honest_path in ((trace_body(), "traces"), (metrics_body(), "metrics"), (logs_body(), "logs")):
             assert receiver.post(honest, f"/v1/{honest_path}", client=client)[0] == 200

@@ -198,6 +198,7 @@ def test_what_is_read(pb_utils, triton_recorded, triton_environment, monkeypatch
         (b"tritonserver\0--trace-config\0mode=triton", False),
         (b"tritonserver\0--model-repository=/models", False),
         (b"some-other-parent", True),
+        (b"/usr/bin/python\0-m\0supervise\0tritonserver", True),
         (None, True),
     ],
 )

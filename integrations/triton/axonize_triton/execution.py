@@ -127,4 +127,5 @@ def is_traced(proc: Path = Path("/proc"), parent: int | None = None) -> bool:
         command = (proc / str(os.getppid() if parent is None else parent) / "cmdline").read_bytes()
     except OSError:
         return True
-    return b"tritonserver" not in command or b"mode=opentelemetry" in command
+    server = command.partition(b"\0")[0].rpartition(b"/")[2]
+    return server != b"tritonserver" or b"mode=opentelemetry" in command
