@@ -14,7 +14,11 @@ from axonize_server.query import spans_of
 from axonize_server.store.clickhouse import ClickHouseStore
 
 store = ClickHouseStore(f"chdb://{sys.argv[1]}")
-if sys.argv[3:] == ["everything"]:
+if sys.argv[3:4] == ["table"]:
+    found = store.query(
+        "SELECT data_paths FROM system.tables WHERE database = 'axonize' AND name = {name:String}", {"name": sys.argv[4]}
+    )[0]["data_paths"][0]
+elif sys.argv[3:] == ["everything"]:
     from exactly_once import look
 
     found = look(store)
@@ -30,6 +34,11 @@ sys.stdout.buffer.write(pickle.dumps(found))
 def everything(directory):
     """Return every record with its number of rows, and every rollup beside its source."""
     return _read(directory, "everything")
+
+
+def table_directory(directory, name):
+    """Return where the engine keeps a table."""
+    return Path(_read(directory, "table", name))
 
 
 def span_ids(directory):

@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -36,10 +37,11 @@ from axonize_server.registry.sync import RegistrySync
 from axonize_server.sifting import sift
 from axonize_server.spool import SIGNALS, Segment, UnknownVersionError, read_header, remove, sealed_segments
 from axonize_server.store.clickhouse import ClickHouseStore, SegmentRefusedError, StoreUnreachableError
+from axonize_server.store.dsn import parse_dsn
+from axonize_server.store.repair import forget_lost_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tenacity import RetryCallState
 
@@ -262,7 +264,7 @@ def run(settings: Settings, ready: Callable[[int], None] | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     counters = Counters()
-    with _locked(settings.data_dir), _opened(settings.store, stop) as store:
+    with _locked(settings.data_dir), _opened(_repaired(settings.store), stop) as store:
         if store is None:
             _log.info("writer_stopped", reason="the store was never reached; what was acknowledged waits in the spool")
             return
@@ -283,6 +285,14 @@ def run(settings: Settings, ready: Callable[[int], None] | None = None) -> None:
             sync.stop()
             registry.close()
     _log.info("writer_stopped", **counters.numbers())
+
+
+def _repaired(dsn: str) -> str:
+    """Bring an embedded store's directory in order, which this process alone may open; any address is given back."""
+    address = parse_dsn(dsn)
+    if address.scheme == "chdb" and (lost := forget_lost_blocks(Path(address.path))):
+        _log.warning("blocks_forgotten", parts=lost, reason="the engine was killed before it had them; they come again")
+    return dsn
 
 
 def _migrated(registry: Registry) -> list[Applied]:

@@ -29,7 +29,7 @@ from axonize_server.store.trial import Trial
 
 directory, where, number = sys.argv[1], sys.argv[2], float(sys.argv[3])
 settings = Settings(data_dir=Path(directory))
-store = ClickHouseStore(settings.store)
+store = ClickHouseStore(writer._repaired(settings.store))
 migrate_store(store, settings)
 
 def die(owner, name, *, before, at=1):
@@ -168,3 +168,21 @@ def test_a_removal_that_a_power_failure_undoes(settings, write_segment):
     assert write(settings)
     check(settings, good)
     assert [one.id for one in list_spool(settings.spool_dir)] == [piece]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("table", ["spans", "batches", "traces", "requests_1m", "metrics", "gpu_inventory"])
+def test_a_token_without_its_rows_is_forgotten(settings, write_segment, table):
+    """ClickHouse notes the token, is killed, and never names the part: the segment comes again and is taken, once."""
+    good = fill(write_segment, bad=0)
+    before = settings.data_dir / "before"
+    shutil.copytree(settings.spool_dir, before)
+    assert write(settings)
+    signal_name = "metrics" if table in ("metrics", "gpu_inventory") else "traces"
+    (log,) = stored.table_directory(settings.data_dir / "clickhouse", table).glob("deduplication_logs/*.txt")
+    part = log.read_text().splitlines()[-1].split("\t")[1]
+    shutil.rmtree(log.parents[1] / part)
+    last = max(before.glob(f"{signal_name}/*.pb"), key=lambda path: path.name)
+    shutil.copy(last, settings.spool_dir / signal_name / last.name)
+    assert write(settings)
+    check(settings, good)
