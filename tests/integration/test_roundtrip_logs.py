@@ -62,7 +62,9 @@ def assert_same(store, request):
 def test_every_field_and_kind_of_body(where, request, write_segment):
     """A record that uses all OTLP has to offer comes back equal to the oracle's walk, as validation passed it on."""
     store, sent = request.getfixturevalue(where), everything()
-    segment = write_segment(bytes(validate_logs(sent.SerializeToString(), Window.around(time.time_ns(), 7)).body), signal="logs")
+    segment = write_segment(
+        bytes(validate_logs(sent.SerializeToString(), Window.around(time.time_ns(), 7)).body), signal="logs"
+    )
     store.insert(segment.path, segment.signal, segment.id)
     assert_same(store, sent)
 
