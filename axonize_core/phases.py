@@ -90,7 +90,7 @@ def stamped_run(request: LiveRequest, times: Any, output_tokens: int | None) -> 
 
 def of_progress(request: LiveRequest, progress: Progress, end_ns: int, output_tokens: int | None) -> Phases:
     """Return the phases of a request that was told step by step; with its queue they fill its time without a gap."""
-    progress.end(end_ns)
+    progress.end(end_ns, told=output_tokens is not None)
     tokens_ns = progress.token_ns
     queued_until_ns = end_ns if progress.first_step_ns is None else progress.first_step_ns
     tokens = (output_tokens or 0) if progress.responds else len(tokens_ns)

@@ -136,11 +136,21 @@ class Progress:
             self._boundary = max(self._boundary, self._lost)
             self._enter("preempted", time_ns)
 
-    def end(self, time_ns: int) -> None:
-        """Close the last phase; one that took no time never was."""
+    def end(self, time_ns: int, *, told: bool = True) -> None:
+        """Close the last phase. What an engine does after an only token, until it is done with it, is no decode.
+
+        Args:
+            time_ns: of the end.
+            told: whether the engine said that this is all; where it died, the decode is what tells of the token.
+        """
         self._close(time_ns)
-        if self.phases and self.phases[-1].kind == "decode" and self.phases[-1].end_ns <= self.phases[-1].start_ns:
+        if not self.phases or self.phases[-1].kind != "decode":
+            return
+        last = self.phases[-1]
+        only_token = told and not self.responds and not last.steps and len(self.token_ns) == 1
+        if only_token or last.end_ns <= last.start_ns:
             self.phases.pop()
+            self.phases[-1].end_ns = last.end_ns
 
     def gap_statistics(self, phase: Phase) -> tuple[int, int, int] | None:
         """Return p50, p99 and the maximum of the times between a phase's tokens in ns; None below two tokens."""

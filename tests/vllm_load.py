@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import httpx
 
 if TYPE_CHECKING:
@@ -91,14 +92,16 @@ async def complete(
     try:
         sent = {"X-Request-Id": request_id, **(headers or {})}
         path = "/v1/chat/completions" if chat else "/v1/completions"
-        async with asyncio.timeout(give_up_s), client.stream("POST", path, json=asked, headers=sent) as response:
-            answer.status = response.status_code
-            if response.status_code != 200:
-                answer.error = (await response.aread()).decode(errors="replace")
-            elif stream:
-                await _read(answer, response, abort_after)
-            else:
-                _take(answer, json.loads(await response.aread()), time.perf_counter_ns())
+        # anyio's, since httpx closes its connections behind anyio's shields: asyncio's leaves some of them open.
+        with anyio.fail_after(give_up_s):
+            async with client.stream("POST", path, json=asked, headers=sent) as response:
+                answer.status = response.status_code
+                if response.status_code != 200:
+                    answer.error = (await response.aread()).decode(errors="replace")
+                elif stream:
+                    await _read(answer, response, abort_after)
+                else:
+                    _take(answer, json.loads(await response.aread()), time.perf_counter_ns())
     except TimeoutError:
         answer.aborted = True
     except httpx.HTTPError as e:

@@ -97,6 +97,16 @@ def test_a_preempted_request_computes_again_what_it_lost():
     assert (ended.cached_tokens, len(ended.preemptions)) == (0, 1)
 
 
+def test_an_answer_of_one_token_has_no_decode():
+    """What the engine does after it until it is done belongs to the prefill, and the times still add up."""
+    engine = Engine()
+    engine.open(7, "a")
+    engine.step(1, {"a": 8}, started=[["a", 0, 8]])
+    ended = engine.end(7, 193, 1)
+    assert engine.phases() == [("prefill", 100, 193)]
+    assert (ended.ttft_ns, ended.tpot_ns, ended.output_tokens) == (190, None, 1)
+
+
 def test_only_what_was_computed_before_is_computed_again():
     """Preempted in the middle of its prompt, and again while that is recomputed: the sums hold, and no token twice."""
     engine = Engine()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
@@ -246,12 +247,37 @@ def test_failures_of_ours_stay_ours(monkeypatch):
     assert [errors.pop(f"vllm.{where}") for where in ("add_request", "step", "finish_requests")] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_steps_whose_device_time_is_measured_are_numbered_in_their_plans(closed, monkeypatch, own_sources):
+    """Workers read it there; plans that take no attribute cost the device times, and nothing else."""
+
+    class Plan(SimpleNamespace):
+        def __setattr__(self, name, value):
+            raise AttributeError(name)
+
+    monkeypatch.setattr(scheduler, "get_settings", lambda: SimpleNamespace(vllm_device_time=True))
+    with capture_events() as captured:
+        engine = Scheduler()
+        if closed:
+            plan = engine.schedule
+            engine.schedule = lambda: Plan(**vars(plan()))
+        scheduler.record(engine)
+        engine.add_request(Request("a"))
+        planned = run(engine, steps=2, ahead=1)
+        captured.flush()
+    assert [getattr(output, "axonize_step", None) for output in planned] == [None if closed else 3]
+    assert [step.engine_step for step in captured.batches] == [1, 2]
+    assert get_recorder().errors.pop("vllm.step_number", 0) == (3 if closed else 0)
+
+
 def test_every_scheduler_made_from_now_on_is_recorded(fake_vllm, caplog):
     """The class that vLLM picks is recorded without being changed, once; one that cannot be is left alone."""
 
     class Config:
+        picked = Scheduler
+
         def get_scheduler_cls(self):
-            return Scheduler
+            return self.picked
 
     fake_vllm("vllm.config.scheduler", SchedulerConfig=Config)
     scheduler.instrument()
@@ -265,8 +291,10 @@ def test_every_scheduler_made_from_now_on_is_recorded(fake_vllm, caplog):
     assert scheduler._recorded_class(found) is found
     broken = scheduler._recorded_class(type("Broken", (), {}))()
     assert vars(broken) == {}
-    assert "not recorded" in caplog.text
-    assert get_recorder().errors.pop("vllm.scheduler") == 1
+    Config.picked = closed = type("Closed", (), {"__init_subclass__": lambda **_: 1 / 0})
+    assert Config().get_scheduler_cls() is closed
+    assert caplog.text.count("not recorded") == 2
+    assert get_recorder().errors.pop("vllm.scheduler") == 2
 
 
 @pytest.mark.parametrize(

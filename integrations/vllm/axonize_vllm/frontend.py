@@ -122,8 +122,13 @@ class _FrontEnd:
 
     def process_outputs(self, outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
         """Record the requests that ended by these outputs, by their length or by what their text says."""
-        statistics = kwargs.get("iteration_stats") or (args[1] if len(args) > 1 else None)
-        before = len(statistics.finished_requests) if statistics is not None else 0
+        statistics, before = None, 0
+        try:
+            statistics = kwargs.get("iteration_stats") or (args[1] if len(args) > 1 else None)
+            before = len(statistics.finished_requests) if statistics is not None else 0
+        except Exception:  # noqa: BLE001 - same
+            self._recorder.count_error("vllm.frontend.statistics")
+            statistics = None
         result = self._process_outputs(outputs, *args, **kwargs)
         try:
             self._end_finished(outputs, result, statistics, before)

@@ -58,13 +58,14 @@ def _watched(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     async def __call__(self: Any, scope: Any, receive: Any, send: Any) -> None:  # noqa: N807 - it is one
-        if scope["type"] != "http":
+        # A server gives dicts (ASGI); what is none is not ours to judge.
+        if not isinstance(scope, dict) or scope.get("type") != "http":
             await original(self, scope, receive, send)
             return
         call = Call(clock())
 
         async def sent(message: Any) -> None:
-            if call.first_ns is None and message.get("body"):
+            if call.first_ns is None and isinstance(message, dict) and message.get("body"):
                 call.first_ns = clock()
             await send(message)
 

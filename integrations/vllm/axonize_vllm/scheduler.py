@@ -8,6 +8,7 @@ plans steps ahead of those that run (async scheduling, pipeline parallelism): pl
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ MOST_MEMBERS = 262_144
 MOST_PLANS = 64
 _METHODS = ("add_request", "schedule", "update_from_output", "finish_requests")
 _MARK = "_axonize_recorded"
+_NUMBER = "axonize_step"
 
 
 def instrument() -> None:
@@ -46,7 +48,13 @@ def instrument() -> None:
 
         @functools.wraps(original)
         def get_scheduler_cls(self: Any) -> Any:
-            return _recorded_class(original(self))
+            picked = original(self)
+            try:
+                return _recorded_class(picked)
+            except Exception:
+                get_recorder().count_error("vllm.scheduler")
+                logger.warning("axonize: steps and requests of this engine are not recorded", exc_info=True)
+                return picked
 
         setattr(get_scheduler_cls, _MARK, original)
         SchedulerConfig.get_scheduler_cls = get_scheduler_cls
@@ -167,16 +175,14 @@ def _steps(  # noqa: C901 - closures of one hot path, each of them short
     waiting, held = _waiting(scheduler)
     kv_cache, all_blocks = _kv_cache(scheduler)
     last: dict[str, int] | None = None
-    repeats = step = planned_steps = 0
-    timed = get_settings().vllm_device_time
+    repeats = step = 0
+    number = _numbered(recorder) if get_settings().vllm_device_time else None
 
     def schedule(*args: Any, **kwargs: Any) -> Any:
         start_ns = clock()
         output = original_schedule(*args, **kwargs)
-        if timed:
-            nonlocal planned_steps
-            # The output travels to the workers as it is, and with it which step they measure.
-            output.axonize_step = planned_steps = planned_steps + 1
+        if number is not None:
+            number(output)
         plan((output, start_ns, clock()))
         return output
 
@@ -209,7 +215,7 @@ def _steps(  # noqa: C901 - closures of one hot path, each of them short
             repeats, last = 0, None if told is None else members
             if told is None:
                 return
-        step = output.axonize_step if timed else step + 1
+        step = step + 1 if number is None else getattr(output, _NUMBER, step + 1)
         emit(
             kind,
             step,
@@ -229,6 +235,20 @@ def _steps(  # noqa: C901 - closures of one hot path, each of them short
         )
 
     return schedule, update_from_output
+
+
+def _numbered(recorder: Recorder) -> Callable[[Any], None]:
+    """Return what numbers an output: it travels to the workers as it is, and with it which step they measure."""
+    count = itertools.count(1)
+
+    def number(output: Any) -> None:
+        step = next(count)
+        try:
+            setattr(output, _NUMBER, step)
+        except Exception:  # noqa: BLE001 - nothing of ours may reach the engine
+            recorder.count_error("vllm.step_number")
+
+    return number
 
 
 def _drafts(output: Any, outputs: Any) -> dict[str, tuple[int, int]]:
