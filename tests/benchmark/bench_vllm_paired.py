@@ -27,7 +27,7 @@ from axonize_core.bench.intervals import Interval, paired_interval
 from axonize_core.recorder import get_recorder
 
 BATCHES = (1, 8, 32)
-SECONDS = 80.0
+SECONDS = 200.0
 LEAST_ROUNDS = 30
 HALF_WIDTH, STOP_HALF_WIDTH, LIMIT = 0.02, 0.01, 0.02
 NAIVE_EVERY, NAIVE_ROUNDS = 4, 3

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from triton_models import write_repository
+
+ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 COMPLETING = ()
 """Flags without --disable-auto-complete-config: each model's file is run once more, in a process that only asks."""
@@ -40,6 +44,30 @@ def test_without_a_word_in_the_code(triton_serve, enabled):
         assert sum(b["ai.batch.size"] for b in server.capture.of("batch")) == 6
         assert {r.resource["ai.model.instance"] for r in requests} == {"bare_0_0", "plain_0_0"}
         assert "axonize" not in server.log.lower()
+
+
+def test_the_readme(triton_serve, enabled, tmp_path):
+    """Its section about Triton, as its reader types it: one line in a model, and none."""
+    section = (ROOT / "README.md").read_text().partition("[Triton](docs/triton.md)")[2].partition("Spans go to")[0]
+    (code,) = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    (typed,) = re.findall(r"^```console\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    install, enable, serve = (line.removeprefix("$ ") for line in typed.splitlines())
+    assert install.split("#")[0].split() == ["pip", "install", "'axonize[triton]'"]
+    assert enable == "axonize triton enable"
+    (variable, program, *_) = serve.split()
+    assert program == "tritonserver"
+    repository = write_repository(tmp_path / "models", "bare", "plain")
+    bare, plain = (repository / name / "1" / "model.py" for name in ("bare", "plain"))
+    before, class_line, body = bare.read_text().partition("class TritonPythonModel:")
+    head = code.rstrip().removesuffix(" ...")
+    assert head.endswith(class_line)
+    plain.write_text(before + head + body)
+    for env in ({}, dict([variable.split("=")])):
+        with triton_serve(repository=repository, env=env) as server:
+            for name in ("bare", "plain"):
+                server.infer(name, 1, f"readme-{name}")
+            expected = {"readme-bare", "readme-plain"} if env else {"readme-plain"}
+            assert server.capture.named("readme-", len(expected)).keys() == expected
 
 
 def test_not_asked_for(triton_serve, enabled):

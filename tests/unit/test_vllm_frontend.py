@@ -20,7 +20,7 @@ class Processor:
     """An output processor: ``stops`` are those in whose text it finds a stop string."""
 
     def __init__(self):
-        self.request_states, self.stops = {}, set()
+        self.request_states, self.stops, self.kind = {}, set(), "DELTA"
 
     def add_request(self, request, prompt, parent_req=None, request_index=0, queue=None):
         stats = SimpleNamespace(num_generation_tokens=0, first_token_latency=0.0)
@@ -30,6 +30,7 @@ class Processor:
             parent_req=parent_req,
             request_index=request_index,
             prompt_len=request.num_prompt_tokens,
+            output_kind=SimpleNamespace(name=self.kind),
         )
 
     def process_outputs(self, engine_core_outputs, engine_core_timestamp=None, iteration_stats=None):
@@ -206,6 +207,30 @@ def test_what_a_client_waited_for_is_taken_where_its_call_came_in(server, fake_v
     assert http.current() is None
 
 
+@pytest.mark.parametrize("kind", ["DELTA", "FINAL_ONLY"])
+@pytest.mark.parametrize("sent", [True, False])
+def test_an_answer_that_ends_before_anything_of_it_is_sent(server, fake_vllm, kind, sent):
+    """One of a single token: told once its first part is sent, or the call is over; at once where it has no parts."""
+
+    class FastAPI:
+        async def __call__(self, scope, receive, send):
+            server.output_processor.kind = kind
+            await server.add_request("a", None, None)
+            server.engine.stop = {"a": "length"}
+            server.step(statistics())
+            if sent:
+                await send({"type": "http.response.body", "body": b"all"})
+
+    async def send(message):
+        pass
+
+    fake_vllm("fastapi", FastAPI=FastAPI)
+    http.instrument()
+    asyncio.run(FastAPI()({"type": "http"}, None, send))
+    ((_, attributes),) = ended(server).values()
+    assert (attributes[names.FRONTEND_TTFT_S] == 0.125) is not (sent and kind == "DELTA")
+
+
 def test_other_scopes_of_an_app_are_passed_through(fake_vllm):
     """Its life's begin and end are no calls, and a process without a server has nothing to watch."""
 
@@ -261,6 +286,9 @@ def test_failures_of_ours_stay_ours(monkeypatch):
         processor.add_request(SimpleNamespace(**vars(Request("b")), get=1), None)
         processor.propagate_error(ValueError("x"))
         assert str(processor.error) == "x"
+        call = http.Call(0)
+        call.when_begun(lambda: 1 / 0)
+        call.begin(1)
         monkeypatch.setattr(frontend._FrontEnd, "_opened", lambda *args: 1 / 0)
         processor.add_request(Request("c"), None)
         bare = Request("d")
@@ -275,6 +303,7 @@ def test_failures_of_ours_stay_ours(monkeypatch):
         "vllm.frontend.statistics": 1,
         "vllm.frontend.abort_requests": 1,
         "vllm.frontend.propagate_error": 1,
+        "vllm.http": 1,
     }
 
 

@@ -149,7 +149,9 @@ CAPABILITIES = (
             _call(_OUTPUT_PROCESSOR, "OutputProcessor.propagate_error", "e"),
             *_read(_OUTPUT_PROCESSOR, "OutputProcessor", "request_states"),
             *_read(_OUTPUT_PROCESSOR, "OutputProcessorOutput", "reqs_to_abort"),
-            *_read(_OUTPUT_PROCESSOR, "RequestState", "stats prompt_len parent_req request_index detokenizer"),
+            *_read(
+                _OUTPUT_PROCESSOR, "RequestState", "stats prompt_len parent_req request_index detokenizer output_kind"
+            ),
             *_read(_ASYNC_LLM, "AsyncLLM", "output_processor vllm_config"),
             *_read("vllm.v1.engine.llm_engine", "LLMEngine", "output_processor vllm_config"),
             *_read(_STATS, "IterationStats", "finished_requests"),

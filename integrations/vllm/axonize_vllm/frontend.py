@@ -27,6 +27,9 @@ _MARK = "_axonize_recorded"
 _TRACE_HEADERS = 6
 """Position of ``trace_headers`` among the arguments of AsyncLLM.add_request."""
 
+_AT_ONCE = "FINAL_ONLY"
+"""vLLM's RequestOutputKind of an answer that does not come in pieces: what is sent of it first is all of it."""
+
 _headers: ContextVar[Mapping[str, str] | None] = ContextVar("axonize_trace_headers", default=None)
 
 
@@ -198,9 +201,12 @@ class _FrontEnd:
         if state.stats is not None:
             tokens = state.stats.num_generation_tokens if state.detokenizer is not None else None
             ttft_s = state.stats.first_token_latency or None
-        if call is not None:
-            ttft_s = call.time_to_first_s() or ttft_s
-        self._emit(engine_id, "ended", reason, tokens, ttft_s, e2e_s, error)
+        if call is None or state.output_kind.name == _AT_ONCE:
+            self._emit(engine_id, "ended", reason, tokens, ttft_s, e2e_s, error)
+        else:
+            call.when_begun(
+                lambda: self._emit(engine_id, "ended", reason, tokens, call.time_to_first_s() or ttft_s, e2e_s, error)
+            )
 
     def _emit(self, engine_id: str, what: str, *facts: Any) -> None:
         self._recorder.emit(Kind.ANSWER, self._source, (engine_id, what, *facts))

@@ -25,17 +25,47 @@ _MARK = "_axonize_recorded"
 class Call:
     """One call of the API; times are perf_counter ns, ``first_ns`` None until something of the answer was sent."""
 
-    __slots__ = ("arrived_ns", "first_ns", "requests")
+    __slots__ = ("_over", "_waiting", "arrived_ns", "first_ns", "requests")
 
     def __init__(self, arrived_ns: int) -> None:
         self.arrived_ns = arrived_ns
         self.first_ns: int | None = None
         self.requests = 0
         """How many requests it became: several prompts, or several answers to one, are a request each."""
+        self._waiting: Callable[[], None] | None = None
+        self._over = False
 
     def time_to_first_s(self) -> float | None:
         """Return the time until something of the answer was sent; None too where it may be another request's."""
         return None if self.first_ns is None or self.requests != 1 else (self.first_ns - self.arrived_ns) / 1e9
+
+    def when_begun(self, tell: Callable[[], None]) -> None:
+        """Call this once something of the answer was sent, or the call is over without; at once where that is so.
+
+        An answer of one token has ended before anything of it is sent. One call is kept.
+        """
+        if self._over or self.first_ns is not None or self._waiting is not None:
+            tell()
+        else:
+            self._waiting = tell
+
+    def begin(self, time_ns: int) -> None:
+        """Take when something of the answer was sent first."""
+        self.first_ns = time_ns
+        self._tell()
+
+    def end(self) -> None:
+        """Take that nothing more is sent."""
+        self._over = True
+        self._tell()
+
+    def _tell(self) -> None:
+        tell, self._waiting = self._waiting, None
+        if tell is not None:
+            try:
+                tell()
+            except Exception:  # noqa: BLE001 - nothing of ours may reach the server
+                get_recorder().count_error("vllm.http")
 
 
 _current: ContextVar[Call | None] = ContextVar("axonize_http_call", default=None)
@@ -66,13 +96,14 @@ def _watched(original: Callable[..., Any]) -> Callable[..., Any]:
 
         async def sent(message: Any) -> None:
             if call.first_ns is None and isinstance(message, dict) and message.get("body"):
-                call.first_ns = clock()
+                call.begin(clock())
             await send(message)
 
         token = _current.set(call)
         try:
             await original(self, scope, receive, sent)
         finally:
+            call.end()
             _current.reset(token)
 
     setattr(__call__, _MARK, True)
