@@ -1,4 +1,4 @@
-"""Spans and samples to OTLP bytes, by OpenTelemetry's own encoder, in bodies a collector takes."""
+"""Spans and samples to OTLP bytes, in bodies a collector takes."""
 
 from __future__ import annotations
 
@@ -6,29 +6,20 @@ import logging
 from typing import TYPE_CHECKING, TypeVar
 
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
 from axonize_core.export.gpu_metrics import gpu_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from opentelemetry.sdk.trace import ReadableSpan
-
     from axonize_core.events import GpuInfo, GpuSample
 
-__all__ = ["encode_samples", "encode_traces", "encoded"]
+__all__ = ["encode_samples", "encoded"]
 
 # The default limit of gRPC servers, the OpenTelemetry Collector's among them.
 BODY_BYTES = 4 * 1024 * 1024
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
-
-
-def encode_traces(spans: Sequence[ReadableSpan]) -> bytes:
-    """Return one ExportTraceServiceRequest."""
-    body: bytes = encode_spans(spans).SerializeToString()
-    return body
 
 
 def encode_samples(samples: Sequence[GpuSample | GpuInfo]) -> bytes:

@@ -20,11 +20,12 @@ from axonize_core.errors import ConfigurationError
 from axonize_core.export.backlog import Backlog
 from axonize_core.export.batch import pack
 from axonize_core.export.disk_queue import DiskQueue
-from axonize_core.export.encoder import encode_samples, encode_traces, encoded
+from axonize_core.export.encoder import encode_samples, encoded
 from axonize_core.export.endpoint import Endpoint, queue_key
 from axonize_core.export.lane import Lane
 from axonize_core.export.queue_directory import QueueDirectory
 from axonize_core.export.senders import make_sender
+from axonize_core.export.span_encoder import encode_traces
 from axonize_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:

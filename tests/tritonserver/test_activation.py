@@ -49,7 +49,8 @@ def test_without_a_word_in_the_code(triton_serve, enabled):
 def test_the_readme(triton_serve, enabled, tmp_path):
     """Its section about Triton, as its reader types it: one line in a model, and none."""
     section = (ROOT / "README.md").read_text().partition("[Triton](docs/triton.md)")[2].partition("Spans go to")[0]
-    (code,) = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    code = "\n".join(re.findall(r"`(import axonize_triton|@\S+|class TritonPythonModel)`", section))
+    assert code.count("\n") == 2
     (typed,) = re.findall(r"^```console\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     install, enable, serve = (line.removeprefix("$ ") for line in typed.splitlines())
     assert install.split("#")[0].split() == ["pip", "install", "'axonize[triton]'"]
@@ -58,10 +59,9 @@ def test_the_readme(triton_serve, enabled, tmp_path):
     assert program == "tritonserver"
     repository = write_repository(tmp_path / "models", "bare", "plain")
     bare, plain = (repository / name / "1" / "model.py" for name in ("bare", "plain"))
-    before, class_line, body = bare.read_text().partition("class TritonPythonModel:")
-    head = code.rstrip().removesuffix(" ...")
-    assert head.endswith(class_line)
-    plain.write_text(before + head + body)
+    before, class_line, body = bare.read_text().partition("class TritonPythonModel")
+    assert code.endswith(class_line)
+    plain.write_text(before + code + body)
     for env in ({}, dict([variable.split("=")])):
         with triton_serve(repository=repository, env=env) as server:
             for name in ("bare", "plain"):
