@@ -225,8 +225,8 @@ def main(arguments: list[str] | None = None) -> None:
     settings = Settings.from_env()
     if options.cpus:
         cpus.use(map(int, options.cpus.split(",")))
+    cpus.give_way()
     if options.shared:
-        cpus.give_way()
         _leave_parent()
     run(options.socket, settings, shared=options.shared, lock_fd=options.lock_fd)
 
