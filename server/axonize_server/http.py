@@ -2,7 +2,8 @@
 
 llhttp (httptools) parses heads and chunked bodies; a body of known length is received behind its head, in
 place. One request of a connection is served at a time; what a client pipelines waits in the buffer. Every
-wait for a client has a deadline. Runs on one event loop thread.
+wait for a client has a deadline, for its reading of answers too. A connection without a request has no buffer,
+and those of all together are bounded. Runs on one event loop thread.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Application", "Connection", "Head", "HttpLimits", "Response"]
 
-_FIRST_BYTES = 64 << 10
+_FIRST_BYTES = 8 << 10  # a head; ten thousand clients may begin one and stop
+_PIECE_BYTES = 64 << 10
 _STEP_BYTES = 1 << 20  # a buffer grows as data arrives, never on a promise; a larger one is not kept
 _SPARE_BYTES = 4096
 
@@ -29,12 +31,13 @@ _SPARE_BYTES = 4096
 class HttpLimits:
     """What a client may take of us; times in seconds."""
 
-    connections: int = 1024
+    connections: int = 16 << 10
     header_bytes: int = 16 << 10
     buffered_bytes: int = 512 << 20
     header_s: float = 10.0
     body_s: float = 60.0
     idle_s: float = 120.0
+    answer_s: float = 30.0
     linger_s: float = 5.0
 
 
@@ -62,13 +65,14 @@ class Application(Protocol):
 
     limits: HttpLimits
     connections: set[Connection]
+    held_bytes: int
     stopping: bool
 
     def body_limit(self, head: Head) -> int:
         """The largest body accepted for this request, in bytes as sent."""
 
-    def refusal(self, head: Head, status: HTTPStatus, reason: str) -> Response:
-        """The answer to a request that HTTP itself rules out."""
+    def refusal(self, head: Head, status: HTTPStatus, reason: str, counted: str = "") -> Response:
+        """The answer to a request that HTTP itself rules out; `counted` under another name than its status."""
 
     def serve(self, head: Head, body: memoryview, connection: Connection) -> None:
         """Answer by `connection.respond`, now or later; `body` is valid until then."""
@@ -79,6 +83,7 @@ class _State(Enum):
     BODY = auto()
     CHUNKS = auto()
     BUSY = auto()
+    ANSWERED = auto()  # and more has come, or the answer is not read
     LINGER = auto()
     CLOSED = auto()
 
@@ -89,13 +94,15 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, application: Application) -> None:
         self._app = application
         self._loop = asyncio.get_running_loop()
-        self._buffer = bytearray(_FIRST_BYTES)
-        self._have = 0
+        self._buffer = bytearray()
+        self._have = self._held = 0
         self._body_at = self._body_end = 0
         self._state = _State.HEAD
         self._head = Head()
         self._keep_alive = True
         self._chunks, self._chunks_done = bytearray(), False
+        self._framing_bytes = 0
+        self._unread = self._ended = False
         self._deadline = self._loop.time() + application.limits.header_s
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -103,22 +110,31 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         self._app.connections.add(self)
         if len(self._app.connections) > self._app.limits.connections:
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again")
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again", "connections")
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Leave; an answer that is still to come goes nowhere."""
         self._state = _State.CLOSED
         self._app.connections.discard(self)
+        self._account(0)
 
     @property
     def buffered_bytes(self) -> int:
-        """What this connection's buffer takes."""
-        return len(self._buffer)
+        """What this connection's buffers take."""
+        return self._held
+
+    def _account(self, held: int) -> None:
+        """Note what the buffers take now, here and among those of all connections."""
+        self._app.held_bytes += held - self._held
+        self._held = held
+
+    def _has_room(self, more: int) -> bool:
+        return self._app.held_bytes + more <= self._app.limits.buffered_bytes
 
     @property
     def under_way(self) -> bool:
         """Whether a request is arriving or waits for its answer."""
-        arriving = self._state is _State.HEAD and self._have > 0
+        arriving = self._state in (_State.HEAD, _State.ANSWERED) and self._have > 0
         return arriving or self._state in (_State.BODY, _State.CHUNKS, _State.BUSY)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
@@ -126,15 +142,15 @@ class Connection(asyncio.BufferedProtocol):
         if self._state is _State.LINGER:
             return memoryview(self._buffer)
         if self._have == len(self._buffer):
-            self._grow()
+            self._resize(max(self._have + _SPARE_BYTES, _FIRST_BYTES))
         return memoryview(self._buffer)[self._have :]
 
-    def _grow(self) -> None:
-        """A new buffer, not a resize: the event loop and the handler may hold views of this one."""
-        needed = self._body_end + _SPARE_BYTES
-        larger = bytearray(max(min(needed, max(_STEP_BYTES, 2 * self._have)), self._have + _SPARE_BYTES))
+    def _resize(self, size: int) -> None:
+        """A new buffer, not another size: the event loop and the handler may hold views of this one."""
+        larger = bytearray(size)
         larger[: self._have] = memoryview(self._buffer)[: self._have]
         self._buffer = larger
+        self._account(size + len(self._chunks))
 
     def buffer_updated(self, nbytes: int) -> None:
         """Go on with what arrived."""
@@ -142,7 +158,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         arrived, self._have = self._have, self._have + nbytes
         if self._state is _State.HEAD:
-            self._try_head(max(arrived - 3, 0))
+            self._try_head(arrived)
         elif self._state is _State.BODY:
             self._try_body()
         elif self._state is _State.CHUNKS:
@@ -151,16 +167,15 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """A client that sends no more may still read its answer."""
-        if self._state is not _State.BUSY:
-            return False
-        self._keep_alive = False
-        return True
+        """A client that sends no more may still read its answers."""
+        self._ended = True
+        return self._state in (_State.BUSY, _State.ANSWERED)
 
-    def _try_head(self, search_from: int) -> None:
-        end = self._buffer.find(b"\r\n\r\n", search_from, self._have) + 4
+    def _try_head(self, seen: int) -> None:
+        """Look for the end of a head of which so many bytes were there before."""
+        end = self._buffer.find(b"\r\n\r\n", max(seen - 3, 0), self._have) + 4
         if end < 4:  # noqa: PLR2004 - not found
-            if search_from == 0 and self._have:
+            if not seen:
                 self._deadline = self._loop.time() + self._app.limits.header_s
             if self._have > self._app.limits.header_bytes:
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's head is too large")
@@ -183,8 +198,8 @@ class Connection(asyncio.BufferedProtocol):
             self._head.path += url.decode("ascii")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by the parser."""
-        if not self._chunks_done:
+        """Called by the parser; what stands behind a chunked body says nothing about it."""
+        if self._state is not _State.CHUNKS:
             self._head.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def _begin_body(self, at: int) -> None:
@@ -197,8 +212,8 @@ class Connection(asyncio.BufferedProtocol):
         if length > self._limit:
             self._too_large()
             return
-        if length > _STEP_BYTES and self._app_bytes() + length > self._app.limits.buffered_bytes:
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many bytes are being received; try again")
+        if length > _STEP_BYTES and not self._has_room(length):
+            self._no_room()
             return
         self._deadline = self._loop.time() + self._app.limits.body_s
         if (length or "transfer-encoding" in head.headers) and head.headers.get("expect", "").lower() == "100-continue":
@@ -209,20 +224,24 @@ class Connection(asyncio.BufferedProtocol):
             self._state, self._body_end = _State.BODY, at + length
             self._try_body()
 
-    def _app_bytes(self) -> int:
-        return sum(connection.buffered_bytes for connection in self._app.connections)
-
     def _try_body(self) -> None:
         if self._have >= self._body_end:
             self._serve(memoryview(self._buffer)[self._body_at : self._body_end])
+        elif self._have == len(self._buffer):
+            size = min(self._body_end, max(_STEP_BYTES, 2 * self._have)) + _SPARE_BYTES
+            if self._has_room(size - self._have):
+                self._resize(size)
+            else:
+                self._no_room()
 
     def _begin_chunks(self) -> None:
-        self._state, self._chunks, self._chunks_done = _State.CHUNKS, bytearray(), False
+        self._state, self._chunks, self._framing_bytes = _State.CHUNKS, bytearray(), 0
+        self._resize(max(len(self._buffer), _PIECE_BYTES))
         self._feed_chunks()
 
     def _feed_chunks(self) -> None:
         """Hand what stands behind the head to the parser, which gives back the chunks' contents."""
-        arrived = bytes(memoryview(self._buffer)[self._body_at : self._have])
+        arrived, before = bytes(memoryview(self._buffer)[self._body_at : self._have]), len(self._chunks)
         self._have = self._body_at
         try:
             self._parser.feed_data(arrived)
@@ -231,10 +250,16 @@ class Connection(asyncio.BufferedProtocol):
                 self._refuse(HTTPStatus.BAD_REQUEST, f"the chunked body is broken: {error}")
                 return
             self._keep_alive = False
+        self._framing_bytes = 0 if len(self._chunks) > before else self._framing_bytes + len(arrived)
+        self._account(len(self._buffer) + len(self._chunks))
         if len(self._chunks) > self._limit:
             self._too_large()
         elif self._chunks_done:
             self._serve(memoryview(self._chunks))
+        elif self._framing_bytes > self._app.limits.header_bytes:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "what stands between the chunks is too large")
+        elif not self._has_room(0):
+            self._no_room()
 
     def on_body(self, chunk: bytes) -> None:
         """Called by the parser with a piece of a chunked body."""
@@ -260,44 +285,79 @@ class Connection(asyncio.BufferedProtocol):
     def _too_large(self) -> None:
         self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {self._limit} bytes as sent")
 
-    def _refuse(self, status: HTTPStatus, reason: str) -> None:
+    def _no_room(self) -> None:
+        self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many bytes are being received; try again", "buffers")
+
+    def _refuse(self, status: HTTPStatus, reason: str, counted: str = "") -> None:
         self._state = _State.BUSY
-        self.respond(self._app.refusal(self._head, status, reason)._replace(close=True))
+        self.respond(self._app.refusal(self._head, status, reason, counted)._replace(close=True))
 
     def respond(self, response: Response) -> None:
-        """Answer the request being served, then go on with the next."""
+        """Answer the request being served; the next one's turn comes when the client reads."""
         if self._state is not _State.BUSY:
             return
-        close = response.close or not self._keep_alive or self._app.stopping
+        rest = bytes(memoryview(self._buffer)[self._body_end : self._have])
+        close = response.close or not self._keep_alive or self._app.stopping or (self._ended and not rest)
         self._transport.write(_encoded(response, close=close))
         if close:
             self._linger()
             return
-        rest = memoryview(self._buffer)[self._body_end : self._have]
-        kept = (
-            bytearray(max(_FIRST_BYTES, len(rest))) if len(self._buffer) > _STEP_BYTES + _SPARE_BYTES else self._buffer
-        )
-        kept[: len(rest)] = bytes(rest)
-        self._buffer, self._have = kept, len(rest)
+        self._keep(rest)
+        self._state = _State.HEAD
+        self._deadline = self._loop.time() + self._app.limits.idle_s
+        if rest or self._unread:
+            self._state = _State.ANSWERED
+            self._deadline = self._loop.time() + self._app.limits.answer_s
+            self._loop.call_soon(self._next)  # not at once: one read may bring thousands of requests
+        else:
+            self._transport.resume_reading()
+
+    def _keep(self, rest: bytes) -> None:
+        """Go on with the buffer, or with one just large enough when it is large or all together are."""
+        large = len(self._buffer) > _STEP_BYTES + _SPARE_BYTES
+        if large or self._app.held_bytes > self._app.limits.buffered_bytes // 4:
+            self._buffer = bytearray(len(rest))
+        self._buffer[: len(rest)] = rest
+        self._have, self._chunks = len(rest), bytearray()
         self._body_at = self._body_end = 0
+        self._account(len(self._buffer))
+
+    def pause_writing(self) -> None:
+        """The client does not read its answers; it gets no more until it does."""
+        self._unread = True
+
+    def resume_writing(self) -> None:
+        """It has read them."""
+        self._unread = False
+        self._next()
+
+    def _next(self) -> None:
+        """Turn to what a client sent behind an answered request."""
+        if self._state is not _State.ANSWERED or self._unread:
+            return
         self._state = _State.HEAD
         self._deadline = self._loop.time() + self._app.limits.idle_s
         self._transport.resume_reading()
         if self._have:
             self._try_head(0)
+        if self._ended and self._state in (_State.HEAD, _State.BODY, _State.CHUNKS):
+            self._transport.close()
 
     def _linger(self) -> None:
         """Read on for a while: closing upon unread bytes would reset the answer away."""
         self._state = _State.LINGER
+        self._have, self._buffer, self._chunks = 0, bytearray(_SPARE_BYTES), bytearray()
+        self._account(_SPARE_BYTES)
         self._deadline = self._loop.time() + self._app.limits.linger_s
         self._transport.resume_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()
 
     def check(self, now: float) -> None:
-        """End a connection whose deadline has passed, shrink an idle one; called about once a second."""
-        if self._state is _State.HEAD and not self._have and len(self._buffer) > _FIRST_BYTES:
-            self._buffer = bytearray(_FIRST_BYTES)
+        """End a connection whose deadline has passed, free an idle one's buffer; called about once a second."""
+        if self._state is _State.HEAD and not self._have and self._buffer:
+            self._buffer = bytearray()
+            self._account(0)
         if self._state is _State.BUSY or now < self._deadline:
             return
         if self._state in (_State.BODY, _State.CHUNKS) or (self._state is _State.HEAD and self._have):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import resource
 import signal
 import time
 from http import HTTPStatus
@@ -30,7 +31,7 @@ from axonize_server.stats import write_stats
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from axonize_server.otlp import Accepted
     from axonize_server.settings import Settings
@@ -42,6 +43,8 @@ _log = structlog.get_logger("axonize.receiver")
 _SIGNALS: Final = {"/v1/traces": "traces", "/v1/metrics": "metrics", "/v1/logs": "logs"}
 _GRPC_PORT: Final = 4317
 _TICK_S: Final = 0.2
+_BACKLOG: Final = 4096
+_FILES_KEPT: Final = 1024  # open files that are no HTTP clients: the spool's, and gRPC's connections
 _RETRY_AFTER: Final = {"retry-after": "2"}
 # google.rpc.Code
 _CODES: Final[dict[int, int]] = {400: 3, 404: 5, 405: 12, 408: 4, 413: 8, 415: 3, 431: 8, 503: 14}
@@ -53,6 +56,7 @@ class Receiver:
     def __init__(self, settings: Settings, intake: Intake, limits: HttpLimits | None = None) -> None:
         self.limits = limits or HttpLimits()
         self.connections: set[Connection] = set()
+        self.held_bytes = 0
         self.stopping = False
         self._settings, self._intake = settings, intake
 
@@ -62,12 +66,9 @@ class Receiver:
             return min(self._settings.max_compressed_bytes, self._settings.max_body_bytes)
         return self._settings.max_body_bytes
 
-    def refusal(self, head: Head, status: HTTPStatus, reason: str) -> Response:
-        """An error answer, counted."""
-        return self._refused(head, status, f"http_{status.value}", reason)
-
-    def _refused(self, head: Head, status: HTTPStatus, counted: str, reason: str) -> Response:
-        self._intake.refused(counted)
+    def refusal(self, head: Head, status: HTTPStatus, reason: str, counted: str = "") -> Response:
+        """An error answer, counted under its status or another name."""
+        self._intake.refused(counted or f"http_{status.value}")
         return _status(head, status, reason)
 
     def serve(self, head: Head, body: memoryview, connection: Connection) -> None:
@@ -94,7 +95,7 @@ class Receiver:
             )
         except tuple(_REFUSALS) as error:
             status, counted = _REFUSALS[type(error)]
-            connection.respond(self._refused(head, status, counted, str(error)))
+            connection.respond(self.refusal(head, status, str(error), counted))
 
     def _message(self, signal_name: str, head: Head, body: bytes | memoryview) -> bytes | memoryview:
         """The protobuf bytes of a request, however they were sent."""
@@ -160,20 +161,30 @@ async def _serve(settings: Settings, listener: socket.socket, worker: int) -> No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     intake = Intake(settings, loop)
-    receiver = Receiver(settings, intake)
-    stop_grpc = _start_grpc(settings, intake, loop)
-    server = await loop.create_server(lambda: Connection(receiver), sock=listener)
+    receiver = Receiver(settings, intake, HttpLimits(connections=_connections()))
+    stop_grpc = await _start_grpc(settings, intake)
+    server = await loop.create_server(lambda: Connection(receiver), sock=listener, backlog=_BACKLOG)
     try:
         await _tick_until(stop, settings, receiver, intake, worker)
     finally:
         server.close()
-        await loop.run_in_executor(None, stop_grpc, settings.drain_s)
+        await stop_grpc(settings.drain_s)
         await _drain(receiver, intake, settings.drain_s)
         intake.close()
         write_stats(settings.data_dir, worker, intake.counters)
 
 
-def _start_grpc(settings: Settings, intake: Intake, loop: asyncio.AbstractEventLoop) -> Callable[[float], object]:
+def _connections() -> int:
+    """Raise this process's limit of open files as far as it may, and say how many clients that leaves room for."""
+    wanted = HttpLimits.connections + _FILES_KEPT
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return min(HttpLimits.connections, max(soft - _FILES_KEPT, 1)) if soft > 0 else HttpLimits.connections
+
+
+async def _start_grpc(settings: Settings, intake: Intake) -> Callable[[float], Awaitable[object]]:
     """Serve gRPC too, where it is wanted and can be; gives back what ends it.
 
     Raises:
@@ -181,18 +192,22 @@ def _start_grpc(settings: Settings, intake: Intake, loop: asyncio.AbstractEventL
     """
     port = _GRPC_PORT if settings.grpc_port is None else settings.grpc_port
     if not port:
-        return lambda _: None
+        return _nothing_to_stop
     try:
         from axonize_server.grpc_receiver import serve_grpc  # noqa: PLC0415 - an extra
 
-        server = serve_grpc(settings, port, intake, loop)
+        server = await serve_grpc(settings, port, intake)
     except (ImportError, ConfigurationError) as error:
         if settings.grpc_port is not None:
             intake.close()
             raise ConfigurationError(f"--grpc-port {port}: {error}; pip install 'axonize[grpc]'") from error
         _log.info("grpc_off", reason=str(error))
-        return lambda _: None
-    return lambda grace_s: server.stop(grace_s).wait()
+        return _nothing_to_stop
+    return server.stop
+
+
+async def _nothing_to_stop(_: float) -> None:
+    """There is no gRPC server."""
 
 
 async def _tick_until(stop: asyncio.Event, settings: Settings, receiver: Receiver, intake: Intake, worker: int) -> None:
