@@ -2,30 +2,32 @@
 
 It stands in for a server: statements in URL or body, settings and parameters, compressed and chunked bodies,
 inserts of data and INSERT … SELECT … FROM input(…), errors with their codes. It cannot stand in for a
-server's scheduling, authentication or replication. `faults` makes the next answers fail.
+server's scheduling, authentication or replication. What may go wrong on the way is in `clickhouse_faults`.
 """
 
 from __future__ import annotations
 
 import gzip
+import json
 import re
 import sys
 import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 import chdb
 import lz4.frame
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from typing_extensions import Self
 
-__all__ = ["Front"]
+__all__ = ["Answer", "Exchange", "Front", "Received"]
 
 _FORMAT = re.compile(rb"\bFORMAT\s+(\w+)\s*;?\s*$", re.IGNORECASE)
 _DATA = re.compile(rb"^(INSERT\s.*?\bFORMAT\s+(\w+))[ \t]*\r?\n", re.IGNORECASE | re.DOTALL)
@@ -51,22 +53,40 @@ _OURS = {
 }
 
 
+class Received(NamedTuple):
+    """The body of an insert as it came."""
+
+    encoding: str
+    wire_bytes: int
+    data: bytes
+
+
+class Answer(NamedTuple):
+    """What is sent back."""
+
+    status: int
+    data: bytes
+    headers: dict[str, str]
+
+
 class Front:
     """A server on 127.0.0.1 and a free port, for the engine at a directory; used as a context manager."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.faults: list[int] = []
-        """Statuses to answer next instead of the truth."""
         self.away = False
         """Whether to answer 503 to everything."""
-        self.lose_answers = 0
-        """How many inserts to do and then hang up instead of answering."""
+        self.faults: Iterator[Callable[[Exchange], None] | None] = iter(())
+        """What goes wrong with the next statements that are no inserts; None is nothing."""
+        self.insert_faults: Iterator[Callable[[Exchange], None] | None] = iter(())
+        """What goes wrong with the next inserts of segments."""
         self.statements: list[bytes] = []
         """What was asked, without data."""
+        self.inserts: list[Received] = []
+        """The segments that came whole."""
 
     def __enter__(self) -> Self:
-        handler = type("Handler", (_Handler,), {"front": self})
+        handler = type("Handler", (Exchange,), {"front": self})
         self._server = _Server(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever)
         self._thread.start()
@@ -91,7 +111,9 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Exchange(BaseHTTPRequestHandler):
+    """One connection; a fault takes one exchange on it over, and has `read`, `work`, `send` and `hang_up` for that."""
+
     protocol_version = "HTTP/1.1"
     timeout = 5
     front: Front
@@ -109,33 +131,34 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer /ping and queries in the URL."""
         if urlsplit(self.path).path == "/ping":
-            self._answer(200, b"Ok.\n", {})
+            self.send(Answer(200, b"Ok.\n", {}))
         else:
             self.do_POST()
 
     def do_POST(self) -> None:
-        """Run one statement."""
-        body = self._body()
-        if self.front.away or self.front.faults:
-            self._answer(self.front.faults.pop(0) if self.front.faults else 503, b"broken on purpose", {})
-            return
+        """Run one statement, unless something is to go wrong with it."""
+        if self.front.away:
+            self.read()
+            self.send(Answer(503, b"broken on purpose", {}))
+        elif fault := next(self.front.insert_faults if self._chunked() else self.front.faults, None):
+            fault(self)
+        else:
+            self.send(self.work(self.read()))
+
+    def work(self, body: bytes) -> Answer:
+        """Do what is asked."""
         options = dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True))
         try:
-            data, name = self._run(options, body)
+            data, name, rows = self._run(options, body)
         except Exception as e:
             text = str(e)
             code = re.search(r"Code: (\d+)", text)
-            self._answer(500, text.encode(), {"X-ClickHouse-Exception-Code": code[1] if code else "1002"})
-            return
-        if self.front.lose_answers and b"INSERT INTO" in body[:200]:
-            self.front.lose_answers -= 1
-            self.close_connection = True
-            return
-        self._answer(
-            200, data, {"X-ClickHouse-Format": name, "X-ClickHouse-Timezone": "UTC", "X-ClickHouse-Summary": "{}"}
-        )
+            return Answer(500, text.encode(), {"X-ClickHouse-Exception-Code": code[1] if code else "1002"})
+        told = {"read_rows": str(rows), "read_bytes": "0", "written_rows": "0" if data else str(rows)}
+        headers = {"X-ClickHouse-Format": name, "X-ClickHouse-Timezone": "UTC"}
+        return Answer(200, data, {**headers, "X-ClickHouse-Summary": json.dumps(told)})
 
-    def _run(self, options: dict[str, str], body: bytes) -> tuple[bytes, str]:
+    def _run(self, options: dict[str, str], body: bytes) -> tuple[bytes, str, int]:
         asked = options.get("query", "").encode()
         whole = asked + b"\n" + body if asked else body
         insert = _DATA.match(whole)
@@ -153,23 +176,32 @@ class _Handler(BaseHTTPRequestHandler):
             parameters = {name[6:]: value for name, value in options.items() if name.startswith("param_")}
             name = found[1].decode() if (found := _FORMAT.search(whole)) else "TabSeparated"
             result = connection.query(whole.decode(), name, params=parameters)
-            return result.bytes() or b"", name
+            return result.bytes() or b"", name, result.rows_read()
         finally:
             for name in changed:
                 connection.query(f"SET {name} = DEFAULT")
 
-    def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-            body = b""
-            while size := int(self.rfile.readline().split(b";")[0], 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        else:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        return _inflate(body, self.headers.get("Content-Encoding", ""))
+    def _chunked(self) -> bool:
+        """Say whether this is an insert of a segment: nothing else comes in pieces."""
+        return self.headers.get("Transfer-Encoding", "").lower() == "chunked"
 
-    def _answer(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+    def read(self) -> bytes:
+        """Give the whole body, inflated."""
+        encoding = self.headers.get("Content-Encoding", "")
+        if not self._chunked():
+            return _inflate(self.rfile.read(int(self.headers.get("Content-Length") or 0)), encoding)
+        body = b""
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        data = _inflate(body, encoding)
+        self.front.inserts.append(Received(encoding, len(body), data))
+        return data
+
+    def send(self, answer: Answer) -> None:
+        """Answer, compressed if that is asked for."""
+        status, data, headers = answer
         accepted = self.headers.get("Accept-Encoding", "")
         if "enable_http_compression=1" in self.path and "gzip" in accepted and status == 200:
             data, headers = gzip.compress(data), {**headers, "Content-Encoding": "gzip"}
@@ -179,11 +211,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    def hang_up(self) -> None:
+        """End the connection after what was sent."""
+        self.close_connection = True
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Say nothing."""
 
 
-def _insert(connection: chdb.state.Connection, statement: bytes, name: bytes, data: bytes) -> tuple[bytes, str]:
+def _insert(connection: chdb.state.Connection, statement: bytes, name: bytes, data: bytes) -> tuple[bytes, str, int]:
     """Hand the data over as a file: INSERT … FORMAT X by FROM INFILE, input(…) by file(…)."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "data")
@@ -194,20 +230,22 @@ def _insert(connection: chdb.state.Connection, statement: bytes, name: bytes, da
             sql = _FORMAT.sub(b"", sql)
         else:
             sql = _FORMAT.sub(f"FROM INFILE {path} FORMAT {name.decode()}".encode(), statement)
-        connection.query(sql.decode())
-    return b"", "TabSeparated"
+        rows = connection.query(sql.decode()).rows_read()
+    return b"", "TabSeparated", rows
 
 
 def _inflate(body: bytes, encoding: str) -> bytes:
     """Inflate all of the concatenated frames, not just the first."""
+    if not encoding:
+        return body
     if encoding == "gzip":
         return gzip.decompress(body)
     out = b""
-    while encoding == "lz4" and body:
+    while body:
         frame = lz4.frame.LZ4FrameDecompressor()
         out += frame.decompress(body)
         body = frame.unused_data or b""
-    return out or body
+    return out
 
 
 def _quote(text: str) -> str:

@@ -14,6 +14,7 @@ from axonize_core.errors import ConfigurationError
 from axonize_server.spool import INSERT_SETTINGS
 from axonize_server.store import clickhouse
 from axonize_server.store.clickhouse import ClickHouseStore, SegmentRefusedError, StoreUnreachableError
+from clickhouse_faults import refused
 from own_spans import OwnLoad, as_requests, own_span, set_attributes
 
 DAY_NS = 86_400 * 10**9
@@ -252,7 +253,7 @@ def test_a_segment_too_large_as_rows_is_refused(store, write_segment, monkeypatc
 def test_a_server_error_is_no_refusal(http_store, clickhouse_front, write_segment):
     """A 500 without a code of the data leaves the segment to be asked for again, and then it counts once."""
     segment = write_segment(*load(6, 3)[0])
-    clickhouse_front.faults.append(500)
+    clickhouse_front.insert_faults = iter([refused(500)])
     with pytest.raises(StoreUnreachableError):
         insert(http_store, segment)
     insert(http_store, segment)

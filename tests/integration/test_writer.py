@@ -23,6 +23,7 @@ from axonize_server.registry.address import open_registry
 from axonize_server.spool import sealed_segments
 from axonize_server.store.clickhouse import StoreUnreachableError
 from axonize_server.writer import Writer
+from clickhouse_faults import lost_answer
 from own_spans import OwnLoad, as_requests, own_span
 
 if TYPE_CHECKING:
@@ -219,12 +220,12 @@ def test_the_store_goes_away_and_comes_back(http_store, clickhouse_front, settin
 
 def test_the_answer_to_an_insert_is_lost(http_store, clickhouse_front, settings, write_segment):
     """An insert that succeeded but whose answer never came is repeated and still counts once."""
-    clickhouse_front.lose_answers = 3
+    clickhouse_front.insert_faults = iter([lost_answer] * 3)
     write_segment(*as_requests(some_spans(10), {}))
     with Loop(http_store, settings) as loop:
         loop.wait_until(lambda: loop.counters.stored_segments == 1)
-    assert clickhouse_front.lose_answers == 0
-    assert loop.counters.insert_retries >= 1
+    assert len(clickhouse_front.inserts) == 4
+    assert loop.counters.insert_retries == 3
     assert http_store.rows()["spans"] == 10
 
 

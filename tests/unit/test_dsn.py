@@ -33,6 +33,12 @@ def test_the_password_is_never_shown():
     assert "s3cret" not in str(caught.value)
 
 
+def test_whether_the_server_is_on_this_machine():
+    """By the address itself; a name that is not localhost is somewhere else."""
+    hosts = ["127.0.0.1", "127.9.9.9:8123", "[::1]:8123", "localhost", "db.example", "10.0.0.1", "[2001:db8::1]"]
+    assert [parse_dsn(f"http://me:pw@{host}/db").is_local for host in hosts] == [True] * 4 + [False] * 3
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import clickhouse_connect
-from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError
+from clickhouse_connect.driver.compression import get_compressor
+from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, ProgrammingError
+from clickhouse_connect.driver.summary import QuerySummary
 
 from axonize_core.errors import ConfigurationError, StoreError
 from axonize_server.store import explode
@@ -18,9 +20,10 @@ from axonize_server.store.dsn import Dsn, parse_dsn
 from axonize_server.store.schema import MESSAGE, proto, proto_path
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator, Iterable, Mapping
 
     from clickhouse_connect.driver.client import Client
+    from clickhouse_connect.driver.query import QueryResult
 
 __all__ = ["MINIMUM_VERSION", "ClickHouseStore", "SegmentRefusedError", "StoreUnreachableError"]
 
@@ -32,6 +35,10 @@ _MEMORY_PER_INSERT_BYTES = 4 << 30
 """A full segment of 64 MiB takes about 1 GiB; small bodies can be made that take any amount."""
 
 _CHUNK_BYTES = 1 << 20
+_CONNECT_TIMEOUT_S = 10
+_READ_TIMEOUT_S = 120
+"""Seconds without a byte; a server that works on a statement sends a header now and then."""
+
 # Errors about the data itself, by ClickHouse's numbers: no later attempt can end otherwise. They are raised while
 # the segment is read or converted, before its single block reaches the table.
 _MEMORY_LIMIT_EXCEEDED = 241
@@ -74,8 +81,10 @@ class ClickHouseStore:
             StoreUnreachableError: Nobody answers, or ClickHouse refuses.
         """
         try:
-            return list(self._client().query(sql, parameters=dict(parameters or {})).named_results())
-        except ClickHouseError as e:
+            result = self._client().query(sql, parameters=dict(parameters or {}))
+            self._check_answer(result, "read_rows")
+            return list(result.named_results())
+        except (ClickHouseError, ValueError) as e:  # ValueError: what came is no block of rows
             raise StoreUnreachableError(f"store {self.dsn.text!r}: {e}") from e
 
     def command(self, sql: str) -> None:
@@ -85,9 +94,13 @@ class ClickHouseStore:
             StoreError: Nobody answers, or ClickHouse refuses.
         """
         try:
-            self._client().command(sql)
+            result = self._client().command(sql)
         except ClickHouseError as e:
             raise StoreError(f"store {self.dsn.text!r}: {e}") from e
+        if isinstance(result, QuerySummary):
+            self._check_answer(result, "read_rows")
+        elif self.dsn.scheme != "chdb" and result != "":
+            raise StoreError(f"store {self.dsn.text!r} answered {str(result)[:200]!r} to a statement that has no rows")
 
     def insert(self, path: Path, signal: str, token: str, settings: Mapping[str, int] | None = None) -> bool | None:
         """Insert a segment, at most once per token however often it is asked for.
@@ -131,9 +144,24 @@ class ClickHouseStore:
 
     def _send(self, path: Path, statement: str) -> None:
         """Post statement and segment as one body: a URL may be too short for the statement."""
+        client = self._client()
+        compression = client.write_compression
         with path.open("rb") as segment:
-            body = _body(statement, segment)
-            self._client().raw_insert("", insert_block=body, fmt="Protobuf")
+            body = _compressed(_body(statement, segment), compression)
+            told = client.raw_insert("", insert_block=body, fmt="Protobuf", compression=compression)
+        self._check_answer(told, "written_rows")
+
+    def _check_answer(self, answer: QueryResult | QuerySummary, fact: str) -> None:
+        """Take only a server's word for it that a statement is done: a proxy's 200 has no summary.
+
+        Raises:
+            StoreUnreachableError: The answer does not say `fact`.
+        """
+        if self.dsn.scheme != "chdb" and fact not in answer.summary:
+            raise StoreUnreachableError(
+                f"store {self.dsn.text!r} answered 200 without {fact!r} in X-ClickHouse-Summary, so nothing proves that"
+                " the statement was run: see whether ClickHouse, not a proxy's page, answers at that address"
+            )
 
     def rows(self) -> dict[str, int]:
         """Give the number of rows in each table, as the parts' headers say."""
@@ -220,6 +248,16 @@ def _body(statement: str, segment: BinaryIO) -> Generator[bytes, None, None]:
         yield chunk
 
 
+def _compressed(body: Iterable[bytes], compression: str | None) -> Generator[bytes, None, None]:
+    """Compress as clickhouse-connect does its own inserts: a frame for each block."""
+    compressor = get_compressor(compression)
+    for block in body:
+        if compressed := compressor.compress_block(block):
+            yield bytes(compressed)
+    if end := compressor.flush():  # type: ignore[no-untyped-call]  # clickhouse-connect's has no types
+        yield end
+
+
 def _connect(dsn: Dsn) -> Client:
     try:
         return _connect_chdb(dsn) if dsn.scheme == "chdb" else _connect_http(dsn)
@@ -238,8 +276,23 @@ def _connect_chdb(dsn: Dsn) -> Client:
 
 
 def _connect_http(dsn: Dsn) -> Client:
-    """Connect without a session: a session allows one query at a time."""
-    return clickhouse_connect.get_client(dsn=dsn.url, autogenerate_session_id=False)
+    """Connect without a session: a session allows one query at a time.
+
+    A server answers when a statement is over, not before: an error that comes after a 200 would be missed. What the
+    address says of compression and time-outs wins.
+    """
+    try:
+        return clickhouse_connect.get_client(
+            dsn=dsn.url,
+            interface=dsn.scheme,  # without it, TLS is for port 443 and 8443 only
+            compress=not dsn.is_local,
+            connect_timeout=_CONNECT_TIMEOUT_S,
+            send_receive_timeout=_READ_TIMEOUT_S,
+            autogenerate_session_id=False,
+            settings={"wait_end_of_query": "1"},
+        )
+    except (TypeError, ProgrammingError) as e:
+        raise ConfigurationError(f"store {dsn.text!r} has an option that cannot be used: {e}") from e
 
 
 def _check_version(version: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit, urlunsplit
@@ -27,9 +28,20 @@ class Dsn(NamedTuple):
     text: str
     """The address as it may be shown: the password is not in it."""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the server is on this machine, so that bytes on the way cost nothing."""
+        host = urlsplit(self.url).hostname or ""
+        try:
+            return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+
 
 def parse_dsn(text: str) -> Dsn:
-    """Parse `chdb:///dir[?database=name]` or `http[s]://[user:password@]host[:port][/database]`.
+    """Parse `chdb:///dir[?database=name]` or `http[s]://[user:password@]host[:port][/database][?option=value]`.
+
+    A server's options are those of clickhouse-connect, which checks them when it connects.
 
     Raises:
         ConfigurationError: The text is neither, or the database is no plain identifier.
