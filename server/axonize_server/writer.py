@@ -57,6 +57,11 @@ _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 10.0
 _ATTEMPTS_A_ROUND = 6
 _ROUNDS = 3
+_GRACE_S = 1.0
+
+
+class _DrainOverError(BaseException):
+    """The time to drain is over while a call to the store has not come back; raised where the main thread waits."""
 
 
 class WriterLockedError(AxonizeError):
@@ -250,6 +255,9 @@ def _steady_clock() -> Callable[[], int]:
 def run(settings: Settings, ready: Callable[[int], None] | None = None) -> None:
     """Migrate, then write and answer until SIGTERM or SIGINT; call it in a process's main thread.
 
+    Told to stop, it is over after `drain_s` seconds and a moment, also while a store that does not answer is waited
+    for: an insert that is left alone so is repeated by the next writer, and counts once.
+
     Args:
         settings: the collector's.
         ready: called with the API's port once it listens.
@@ -261,12 +269,21 @@ def run(settings: Settings, ready: Callable[[int], None] | None = None) -> None:
         OSError: The API's port is taken.
     """
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     counters = Counters()
+    _listen_to_signals(stop, settings.drain_s)
+    try:
+        _run(settings, stop, counters, ready)
+    except _DrainOverError:
+        _log.warning("drain_over", seconds=settings.drain_s, reason="the store did not answer; its segment comes again")
+    _log.info("writer_stopped", **counters.numbers())
+
+
+def _run(
+    settings: Settings, stop: threading.Event, counters: Counters, ready: Callable[[int], None] | None = None
+) -> None:
     with _locked(settings.data_dir), _opened(_repaired(settings.store), stop) as store:
         if store is None:
-            _log.info("writer_stopped", reason="the store was never reached; what was acknowledged waits in the spool")
+            _log.info("store_never_reached", reason="what was acknowledged waits in the spool")
             return
         registry = open_registry(settings.registry)
         applied = [*migrate_store(store, settings), *_migrated(registry)]
@@ -281,10 +298,26 @@ def run(settings: Settings, ready: Callable[[int], None] | None = None) -> None:
         try:
             Writer(store, settings, counters, stop).run(settings.drain_s)
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             server.stop()
             sync.stop()
             registry.close()
-    _log.info("writer_stopped", **counters.numbers())
+
+
+def _listen_to_signals(stop: threading.Event, drain_s: float) -> None:
+    """Set `stop` at the first SIGTERM or SIGINT, and interrupt the main thread when the drain should be over."""
+
+    def told(*_: object) -> None:
+        if not stop.is_set():
+            stop.set()
+            signal.setitimer(signal.ITIMER_REAL, drain_s + _GRACE_S)
+
+    def over(*_: object) -> None:
+        raise _DrainOverError
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, told)
+    signal.signal(signal.SIGALRM, over)
 
 
 def _repaired(dsn: str) -> str:

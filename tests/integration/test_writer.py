@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import re
 import signal
@@ -23,7 +24,7 @@ from axonize_server.registry.address import open_registry
 from axonize_server.spool import sealed_segments
 from axonize_server.store.clickhouse import StoreUnreachableError
 from axonize_server.writer import Writer
-from clickhouse_faults import lost_answer
+from clickhouse_faults import held, lost_answer
 from own_spans import OwnLoad, as_requests, own_span
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ run(load_settings(**json.loads(sys.argv[1])), ready=lambda port: print("port", p
 class WriterProcess:
     """`axonize_server.writer.run` in a process, its output in a file."""
 
-    def __init__(self, settings) -> None:
-        options = {"data_dir": str(settings.data_dir), "store": settings.store, "api_port": 0, "drain_s": 20}
+    def __init__(self, settings, drain_s) -> None:
+        options = {"data_dir": str(settings.data_dir), "store": settings.store, "api_port": 0, "drain_s": drain_s}
         self.log = settings.data_dir / "writer.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen([sys.executable, "-c", RUN, json.dumps(options)], stdout=log, stderr=log)
@@ -71,8 +72,8 @@ class WriterProcess:
 
 
 @contextlib.contextmanager
-def writer_process(settings) -> Iterator[WriterProcess]:
-    started = WriterProcess(settings)
+def writer_process(settings, drain_s=20) -> Iterator[WriterProcess]:
+    started = WriterProcess(settings, drain_s)
     try:
         yield started
     finally:
@@ -284,6 +285,29 @@ def test_a_drain_is_bounded(http_store, clickhouse_front, settings, write_segmen
     clickhouse_front.away = False
     assert time.monotonic() - began < 15
     assert len(sealed_segments(settings.spool_dir)) == 1
+
+
+def test_the_end_does_not_wait_for_a_store_that_says_nothing(http_store, clickhouse_front, settings, write_segment):
+    """SIGTERM while an insert has no answer: the writer ends in order, and what it left comes again and counts once."""
+    dsn = f"{clickhouse_front.url}/{http_store.database}"
+    served = settings.model_copy(update={"store": dsn})
+    answer = threading.Event()
+    clickhouse_front.insert_faults = itertools.repeat(held(answer))
+    write_segment(*as_requests(some_spans(3), {}))
+    try:
+        with writer_process(served, drain_s=0.5) as writer:
+            deadline = time.monotonic() + 30
+            while not clickhouse_front.inserts:
+                assert time.monotonic() < deadline, writer.log.read_text()
+                time.sleep(0.02)
+            assert writer.stop() == 0
+            assert "drain_over" in writer.log.read_text()
+    finally:
+        answer.set()
+    assert len(sealed_segments(settings.spool_dir)) == 1
+    clickhouse_front.insert_faults = iter(())
+    Writer(http_store, settings, Counters(), threading.Event()).store_sealed()
+    assert (sealed_segments(settings.spool_dir), http_store.rows()["spans"]) == ([], 3)
 
 
 @pytest.mark.parametrize("drop", [False, True])
