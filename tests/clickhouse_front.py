@@ -116,6 +116,7 @@ class Exchange(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     timeout = 5
+    disable_nagle_algorithm = True  # else each answer waits 40 ms for the client's acknowledgement of its headers
     front: Front
 
     def setup(self) -> None:

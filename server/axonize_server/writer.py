@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import operator
 import os
-import signal
 import threading
 import time
 from pathlib import Path
@@ -20,6 +20,7 @@ from tenacity import (
     RetryError,
     Retrying,
     retry_if_exception_type,
+    retry_if_result,
     sleep_using_event,
     stop_after_attempt,
     stop_when_event_set,
@@ -28,6 +29,7 @@ from tenacity import (
 
 from axonize_core.errors import AxonizeError, StoreError
 from axonize_server.api import ApiServer, make_app
+from axonize_server.draining import DrainOverError, drained, listen_to_signals
 from axonize_server.health import Counters, Health
 from axonize_server.migrate import migrate_registry, migrate_store
 from axonize_server.parting import finish_parting, is_rest, mark_stored_in_part, write_parts
@@ -57,11 +59,6 @@ _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 10.0
 _ATTEMPTS_A_ROUND = 6
 _ROUNDS = 3
-_GRACE_S = 1.0
-
-
-class _DrainOverError(BaseException):
-    """The time to drain is over while a call to the store has not come back; raised where the main thread waits."""
 
 
 class WriterLockedError(AxonizeError):
@@ -94,22 +91,37 @@ class Writer:
         """Store what is sealed until `stop` is set, then what is left, for at most `drain_s` seconds."""
         finish_parting(self._spool_dir)
         while not self._stop.is_set():
-            self.store_sealed()
+            if not self.store_sealed():
+                self._wait_for_the_store()
             self._stop.wait(_POLL_S)
         self._deadline = time.monotonic() + drain_s
         self.store_sealed()
         if left := len(self._segments()):
             _log.warning("spool_not_drained", segments=left, seconds=drain_s)
 
-    def store_sealed(self) -> None:
-        """Store the segments sealed now, oldest first; goes back to the oldest when the store is away."""
+    def store_sealed(self) -> bool:
+        """Store the segments sealed now, oldest first; False when the store is away and they have to wait."""
         for segment in self._segments():
             if self._halted():
-                return
+                return True
             if not (self._store_one(segment) or self._store.ping()):
+                self._failed.pop(segment.id, None)  # a round without a store says nothing of the segment
                 if not self._halted():
                     self._look_at_ages()
-                return
+                return False
+        return True
+
+    def _wait_for_the_store(self) -> None:
+        """Ask whether the store is back, ever more seldom, and send it nothing larger meanwhile."""
+        waiting = Retrying(
+            retry=retry_if_result(operator.not_),
+            wait=_waits(),
+            stop=stop_when_event_set(self._stop),
+            sleep=self._sleep,
+            before_sleep=lambda _: self._look_at_ages(),
+            retry_error_callback=lambda _: None,
+        )
+        waiting(self._store.ping)
 
     def _look_at_ages(self) -> None:
         """With the store away, report what waits too long, and drop it if the settings say so."""
@@ -193,7 +205,7 @@ class Writer:
     def _attempts(self) -> Retrying:
         return Retrying(
             retry=retry_if_exception_type(StoreUnreachableError),
-            wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
+            wait=_waits(),
             stop=lambda state: self._halted() or stop_after_attempt(_ATTEMPTS_A_ROUND)(state),
             sleep=self._sleep,
             before_sleep=self._count_retry,
@@ -246,6 +258,10 @@ class Writer:
         return True
 
 
+def _waits() -> wait_random_exponential:
+    return wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S)
+
+
 def _steady_clock() -> Callable[[], int]:
     """Ns since the epoch as of now, and from here by a clock that is never set: a step drops nothing as too old."""
     offset_ns = time.time_ns() - time.monotonic_ns()
@@ -270,10 +286,10 @@ def run(settings: Settings, ready: Callable[[int], None] | None = None) -> None:
     """
     stop = threading.Event()
     counters = Counters()
-    _listen_to_signals(stop, settings.drain_s)
+    listen_to_signals(stop, settings.drain_s)
     try:
         _run(settings, stop, counters, ready)
-    except _DrainOverError:
+    except DrainOverError:
         _log.warning("drain_over", seconds=settings.drain_s, reason="the store did not answer; its segment comes again")
     _log.info("writer_stopped", **counters.numbers())
 
@@ -298,26 +314,10 @@ def _run(
         try:
             Writer(store, settings, counters, stop).run(settings.drain_s)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            drained()
             server.stop()
             sync.stop()
             registry.close()
-
-
-def _listen_to_signals(stop: threading.Event, drain_s: float) -> None:
-    """Set `stop` at the first SIGTERM or SIGINT, and interrupt the main thread when the drain should be over."""
-
-    def told(*_: object) -> None:
-        if not stop.is_set():
-            stop.set()
-            signal.setitimer(signal.ITIMER_REAL, drain_s + _GRACE_S)
-
-    def over(*_: object) -> None:
-        raise _DrainOverError
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, told)
-    signal.signal(signal.SIGALRM, over)
 
 
 def _repaired(dsn: str) -> str:
@@ -355,7 +355,7 @@ def _open_store(dsn: str, stop: threading.Event) -> ClickHouseStore:
     """Connect; a store that is away is waited for, since receivers go on without it."""
     attempts = Retrying(
         retry=retry_if_exception_type(StoreUnreachableError),
-        wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
+        wait=_waits(),
         stop=stop_when_event_set(stop),
         sleep=sleep_using_event(stop),
         before_sleep=lambda state: _log.warning(
