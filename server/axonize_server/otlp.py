@@ -74,7 +74,10 @@ def validate_traces(body: Body, window: Window) -> Accepted:
         raise _no_message(ExportTraceServiceRequest, error) from error
     usual = usual_spans(body, window)
     if usual is not None and usual[0] <= MAX_RECORDS and len(usual[1]) <= MAX_DAYS:
-        return Accepted(*usual, body if plain else _rewritten(_parsed(ExportTraceServiceRequest, body)))
+        if plain:
+            return Accepted(*usual, body)
+        _bounded("traces", body, inside=True)
+        return Accepted(*usual, _rewritten(_parsed(ExportTraceServiceRequest, body)))
     _bounded("traces", body, inside=True)
     request = _parsed(ExportTraceServiceRequest, body)
     sieve = Sieve("span", span_fault, window)

@@ -1,9 +1,10 @@
 """Whether bytes are a well-formed, plain ExportTraceServiceRequest, found out without building one.
 
 upb, the C parser of the official protobuf package, checks structure and UTF-8 while it parses. It is given
-OTLP's own schema with one change: a repeated message is declared singular. Protobuf then merges the second
-span into the first, so that all is read and checked, but nothing is allocated per span or attribute: a sixth
-less time, and no garbage. What it accepts is what the official classes accept; a test compares them.
+OTLP's own schema with two changes: a repeated message or text is declared singular, and no message excludes
+another. Protobuf then merges the second span into the first, so that all is read and checked, but nothing is
+allocated per span or attribute: a sixth less time, and no garbage. What it accepts is what the official classes
+accept; a test compares them.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def _add(file: FileDescriptor, pool: descriptor_pool.DescriptorPool, added: set[
 def _make_singular(message: descriptor_pb2.DescriptorProto) -> None:
     kind = descriptor_pb2.FieldDescriptorProto
     for field in message.field:
-        if field.type == kind.TYPE_MESSAGE and field.label == kind.LABEL_REPEATED:
+        if field.type in (kind.TYPE_MESSAGE, kind.TYPE_STRING) and field.label == kind.LABEL_REPEATED:
             field.label = kind.LABEL_OPTIONAL
+        if field.type == kind.TYPE_MESSAGE:
+            field.ClearField("oneof_index")  # or each turn from an array to a list of pairs allocates anew
     for nested in message.nested_type:
         _make_singular(nested)

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from axonize_server.otlp import InvalidRequestError, validate_traces
+from axonize_server import otlp
+from axonize_server.otlp import VALIDATORS, InvalidRequestError, validate_traces
 from axonize_server.otlp_rules import Window
 from axonize_server.query import spans_of
 from oracle import same, walk
@@ -153,6 +154,60 @@ def dense(tag, *around):
     return body
 
 
+def within(body, *tags):
+    """A field in others, the innermost first."""
+    for tag in tags:
+        body = field(tag, body)
+    return body
+
+
+MANY = 9 * MIB
+RECORD = (0x12, 0x12, 0x0A)
+SPAN_WITHOUT_IDS = b"\x0a\x01x"
+NESTED = {
+    "empty values": ("logs", lambda: within(b"\x0a\x00" * MANY, 0x2A, 0x2A, *RECORD)),
+    "values of an attribute": ("logs", lambda: within(b"\x0a\x00" * MANY, 0x2A, 0x12, 0x32, *RECORD)),
+    "pairs": ("logs", lambda: within(b"\x0a\x00" * MANY, 0x32, 0x2A, *RECORD)),
+    "numbers": ("logs", lambda: within(b"\x0a\x02\x18\x01" * MANY, 0x2A, 0x2A, *RECORD)),
+    "many small arrays": ("logs", lambda: within(within(b"\x0a\x00" * 500, 0x2A, 0x2A) * (MANY // 500), *RECORD)),
+    "arrays by turns with pairs": ("logs", lambda: within(b"\x2a\x00\x32\x00" * MANY, 0x2A, *RECORD)),
+    "resource": ("logs", lambda: within(b"\x0a\x00" * MANY, 0x0A, 0x0A)),
+    "scope": ("logs", lambda: within(b"\x1a\x00" * MANY, 0x0A, 0x12, 0x0A)),
+    "packed counts": ("metrics", lambda: within(b"\x7f" * (5 * MANY), 0x12, 0x42, 0x0A, 0x52, *RECORD)),
+    "counts": ("metrics", lambda: within(b"\x10\x00" * MANY, 0x42, 0x0A, 0x52, *RECORD)),
+    "exemplar": ("metrics", lambda: within(b"\x3a\x00" * MANY, 0x2A, 0x0A, 0x2A, *RECORD)),
+    "event": ("traces", lambda: within(within(b"\x1a\x00" * MANY, 0x5A) + SPAN_WITHOUT_IDS, *RECORD)),
+    "unknown field beside": ("traces", lambda: request(attribute(within(b"\x0a\x00" * MANY, 0x2A))) + b"\xf8\x7f\x01"),
+    "entities": (
+        "traces",
+        lambda: within(within(b"\x1a\x00" * MANY, 0x1A, 0x0A) + within(SPAN_WITHOUT_IDS, 0x12, 0x12), 0x0A),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_millions_of_nested_values_are_refused_unparsed(name, monkeypatch):
+    """Wherever the schema lets values repeat, they are counted before an object is made of each."""
+    monkeypatch.setattr(otlp, "_parsed", lambda *_: pytest.fail("parsed"))
+    signal, make = NESTED[name]
+    with pytest.raises(InvalidRequestError, match="too many records or attributes"):
+        VALIDATORS[signal](make(), window())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"\x18\x80\x80\x01", b"\x10\x01", b"\x21" + bytes(8), field(0x0A, b"x" * 40), b"", field(0x2A, b"\x0a\x00" * 3)],
+    ids=["integer", "bool", "double", "text", "nothing", "array"],
+)
+def test_a_large_honest_body_is_taken(value):
+    """A hundred thousand records with some attributes each are within all limits, whatever kind those are."""
+    pairs = within(field(0x0A, b"k" * 12) + field(0x12, value), 0x32) * 4
+    start = b"\x09" + struct.pack("<Q", time.time_ns())
+    record = field(0x12, start + within(b"line" * 30, 0x0A, 0x2A) + pairs)
+    accepted = VALIDATORS["logs"](within(record * 100_000, 0x12, 0x0A), window())
+    assert (accepted.records, accepted.rejected) == (100_000, {})
+
+
 def peak_bytes(receiver):
     """The most memory the receiver ever held."""
     status = Path(f"/proc/{receiver.child.pid}/status").read_text()
@@ -177,6 +232,9 @@ def test_a_receiver_survives_them_all(make_receiver):
         (dense(b"\x3a\x00", 0x0A, 0x2A, 0x12, 0x12, 0x0A), "/v1/metrics", {}, 400),
         (dense(b"\x4a\x00", 0x12, 0x12, 0x0A), "/v1/traces", {}, 400),
         (dense(b"\xf8\x7f\x01"), "/v1/traces", {}, 400),
+        (within(b"\x0a\x00" * (31 * MIB), 0x2A, 0x2A, *RECORD), "/v1/logs", {}, 400),
+        (within(b"\x0a\x00" * (8 * MIB - 40), 0x2A, 0x2A, *RECORD), "/v1/logs", {}, 200),
+        (within(b"\x2a\x00\x32\x00" * (15 * MIB), 0x12, 0x4A, *RECORD), "/v1/traces", {}, 400),
         (b"\x80" * (32 * MIB), "/v1/traces", {}, 400),
         (deep, "/v1/traces", {"content_type": JSON}, 400),
         (objects, "/v1/traces", {"content_type": JSON}, 400),
