@@ -29,7 +29,8 @@ help:
 	@echo "make bare         the wheel without extras: what it brings, and that it works, with newest and lowest dependencies"
 	@echo "make matrix       unit tests and the agent's tests on every Python from 3.10 to 3.13 that is here"
 	@echo "make lint         ruff, mypy, import-linter"
-	@echo "make bench        the numbers, each beside its limit or peer"
+	@echo "make bench        the numbers, each beside its limit or peer; some: make bench BENCH=\"receiver clickhouse peers\""
+	@echo "                  peers installs rotel and Arize Phoenix first, once: some minutes, 1 GB"
 	@echo "make docs         regenerate what is generated"
 	@echo "make dev          start a real ClickHouse and PostgreSQL in containers; make dev-down ends them"
 	@echo "make migrate      bring store and registry (AXONIZE_STORE, AXONIZE_REGISTRY) to this schema"
@@ -94,7 +95,7 @@ lint: $(VENV)/.wheel $(VENV)/.tools
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.wheel $(VENV)/.tools
+bench: $(VENV)/.wheel $(VENV)/.tools $(if $(filter peers,$(BENCH)),$(VENV)/peers/.made)
 	$(BIN)/python tests/benchmark/run.py $(BENCH)
 
 docs: $(VENV)/.wheel
@@ -138,6 +139,11 @@ $(VENV)/.wheel: $(VENV)/.deps $(SOURCES)
 	rm -rf build/wheel
 	$(PIP) wheel -q --no-deps --wheel-dir build/wheel .
 	$(PIP) install -q --no-deps --force-reinstall build/wheel/axonize-*.whl
+	@touch $@
+
+$(VENV)/peers/.made: $(VENV)/.deps tests/peers_env.py
+	@mkdir -p $(VENV)/peers
+	$(BIN)/python tests/peers_env.py $(VENV)/peers
 	@touch $@
 
 # An environment of its own, made once; a new wheel is put into it as into the other.

@@ -53,7 +53,7 @@ def scheduler_of(engine):
 
 
 class Load:
-    """So many requests at a time, each of ``answer_tokens``: where one ends the next begins, spread evenly over steps."""
+    """So many requests at a time, each of ``answer_tokens``, in steps without an end or wave by wave."""
 
     def __init__(self, engine, batch: int, answer_tokens: int = 64) -> None:
         from vllm import SamplingParams
@@ -64,13 +64,13 @@ class Load:
         self._params = SamplingParams
         self._ids = itertools.count()
 
-    def fill(self, *, spread: bool = True) -> None:
-        """Begin, with answers of different lengths unless all shall end together."""
-        for place in range(self._batch):
-            self._add(max(1, self.answer_tokens * (place + 1) // self._batch) if spread else self.answer_tokens)
+    def fill(self) -> None:
+        """Begin, all with answers of the same length."""
+        for _ in range(self._batch):
+            self._add(self.answer_tokens)
 
     def steps(self, count: int) -> list[int]:
-        """Run so many steps of the engine; return the time of each in ns, together all the time there was."""
+        """Run so many steps of the engine, where one ends the next begins; return the time of each in ns."""
         step, clock, took_ns = self._engine.step, time.perf_counter_ns, []
         before_ns = clock()
         for _ in range(count):
@@ -82,10 +82,16 @@ class Load:
             before_ns = now_ns
         return took_ns
 
-    def drain(self) -> None:
-        """Let those that are left end."""
-        while self._engine.has_unfinished_requests():
-            self._engine.step()
+    def wave(self) -> list[int]:
+        """Run until all that are there have ended; return the time of each step in ns."""
+        engine, clock, took_ns = self._engine, time.perf_counter_ns, []
+        before_ns = clock()
+        while engine.has_unfinished_requests():
+            engine.step()
+            now_ns = clock()
+            took_ns.append(now_ns - before_ns)
+            before_ns = now_ns
+        return took_ns
 
     def _add(self, tokens: int) -> None:
         params = self._params(max_tokens=tokens, ignore_eos=True, temperature=0.0)

@@ -87,10 +87,10 @@ def capture(engine, batch: int):
         return outputs[-1]
 
     scheduler.schedule, scheduler.update_from_output = kept_schedule, kept_update
-    load.fill(spread=False)
+    load.fill()
     load.steps(load.answer_tokens - 1)
     del scheduler.schedule, scheduler.update_from_output
-    load.drain()
+    load.wave()
     decoding = [
         (plan, output)
         for plan, output in zip(plans, outputs, strict=True)

@@ -1,9 +1,11 @@
-"""Steps of a real engine with recording on against off; runs in the environment that has vLLM.
+"""A real engine with recording on against off; runs in the environment that has vLLM.
 
-A round is one segment of the same load in each condition, in random order: off, on, off again (the control), and in some
-rounds the naive way. Requests come and go all the time, evenly spread. Timed is what follows a lead-in longer than the
-shipper's period, so that its work falls into what is timed as it does for ever. The agent and where it sends to are
-processes of their own. ``bench_vllm_paired.py [SECONDS]``, per batch size.
+A round is one wave in each condition, in random order: off, on, off again (the control), and in some rounds the naive way.
+A wave is so many requests of 64 tokens, from the first that is added to the last that ends, a tenth of a second: what
+else this machine does changes within a second, so only what lies close together can be compared. The shipper works while
+a recorded wave runs, on what the recorded wave before told, as much as it tells itself: not by its clock, which would
+ship half of it while nothing is recorded. The agent and where it sends to are processes of their own, and what they do
+falls where it may; two servers with everything in it are in bench_vllm_serve. ``bench_vllm_paired.py [SECONDS]``, per batch size.
 """
 
 from __future__ import annotations
@@ -15,23 +17,25 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import NamedTuple
 
 from bench_table import Row
 from bench_vllm_engine import Load, make_engine, say_rows, scheduler_of
 from bench_vllm_naive import Naive
 
+from axonize_core import shipper
 from axonize_core.bench.agent_process import counters, running_agent, running_sink
 from axonize_core.bench.intervals import Interval, paired_interval
 from axonize_core.recorder import get_recorder
 
 BATCHES = (1, 8, 32)
-SECONDS = 200.0
-LEAST_ROUNDS = 30
-HALF_WIDTH, STOP_HALF_WIDTH, LIMIT = 0.02, 0.01, 0.02
-NAIVE_EVERY, NAIVE_ROUNDS = 4, 3
-LEAD_S, TIMED_S, SETTLE_S, FLUSH_S = 0.15, 0.4, 0.02, 10.0
+SECONDS = 150.0
+LEAST_ROUNDS = 100
+HALF_WIDTH, STOP_HALF_WIDTH, LIMIT = 0.02, 0.008, 0.02
+NAIVE_EVERY = 8
+WARM_WAVES = 5
+FLUSH_S, FOR_EVER_S = 10.0, 1e6
 PROCESSOR = ("add_request", "process_outputs", "abort_requests", "propagate_error")
 
 
@@ -46,6 +50,7 @@ def run(seconds: float = SECONDS) -> list[Row]:
             AXONIZE_GPU_PROVIDER="none",
             OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
         )
+        shipper.PERIOD_S = FOR_EVER_S
         with running_agent(home / "agent.sock", os.environ) as agent:
             engine = make_engine(max(BATCHES))
             rows = [row for batch in BATCHES for row in _rows(engine, batch, seconds)]
@@ -60,17 +65,17 @@ def run(seconds: float = SECONDS) -> list[Row]:
 
 
 def _rows(engine, batch: int, seconds: float) -> list[Row]:
-    """Return the row of the mean, which has the target, and that of the median, which neighbours disturb less."""
+    """Return the row of the time a wave takes, and that of the middle time of its steps, which neighbours disturb less."""
     bench = Paired(engine, batch)
     deadline = time.monotonic() + seconds
-    while bench.naive_rounds < NAIVE_ROUNDS or (time.monotonic() < deadline and not bench.is_narrow()):
+    while bench.rounds < LEAST_ROUNDS or (time.monotonic() < deadline and not bench.is_narrow()):
         bench.round()
     found = []
-    for name, field in (("mean time", "mean_us"), ("median time", "median_us")):
+    for name, field in (("a wave", "wave_us"), ("median step", "step_us")):
         on, control, naive = (bench.interval(condition, field) for condition in ("on", "control", "naive"))
-        off_us = median(getattr(segment, field) for segment in bench.segments["off"])
+        off_us = median(getattr(wave, field) for wave in bench.waves["off"])
         row = Row(
-            name=f"vLLM, {name} of a step, batch {batch}",
+            name=f"vLLM, time of {name}, batch {batch}",
             ours=_text(on),
             peer=_text(naive),
             peer_name=f"OTel spans in the process; off/off {_text(control)}, {bench.rounds} pairs, {off_us:.0f} us",
@@ -78,7 +83,7 @@ def _rows(engine, batch: int, seconds: float) -> list[Row]:
             target=f"± {HALF_WIDTH:.0%}, has 0, below +{LIMIT:.0%}",
             met=on.half_width <= HALF_WIDTH and on.low <= 0 <= on.high < LIMIT,
         )
-        found.append(row if field == "mean_us" else row._replace(target="(printed)", met=True))
+        found.append(row if field == "wave_us" else row._replace(target="(printed)", met=True))
     return found
 
 
@@ -86,11 +91,11 @@ def _text(interval: Interval) -> str:
     return interval.text().replace("95 % interval ", "")
 
 
-class Segment(NamedTuple):
-    """What a step took: all the time there was, and the middle one."""
+class Wave(NamedTuple):
+    """What a wave took, and the middle one of its steps."""
 
-    mean_us: float
-    median_us: float
+    wave_us: float
+    step_us: float
 
 
 class Paired:
@@ -102,50 +107,44 @@ class Paired:
         self._naive = Naive(self._scheduler)
         self._chance = random.Random(batch)
         self.rounds = 0
-        self.segments: dict[str, list[Segment]] = {name: [] for name in ("off", "on", "control", "naive")}
-        self._off_of_naive: list[Segment] = []
-        self._lead = self._timed = 100
-        for condition in ("off", "on", "naive", "off"):  # nothing is done for the first time any more
-            step_s = self._segment(condition).mean_us / 1e6
-        self._lead, self._timed = round(LEAD_S / step_s), round(TIMED_S / step_s)
+        self.waves: dict[str, list[Wave]] = {}
+        for condition in ("off", "on", "naive") * WARM_WAVES:  # nothing is done for the first time any more
+            self._wave(condition)
+        self.waves = {name: [] for name in ("off", "on", "control", "naive")}
+        self._off_of_naive: list[Wave] = []
         gc.collect()
         gc.freeze()
-
-    @property
-    def naive_rounds(self) -> int:
-        """Return how often the naive way was measured."""
-        return len(self._off_of_naive)
 
     def round(self) -> None:
         """Run each condition once, in random order."""
         conditions = ["off", "on", "control"] + ["naive"] * (self.rounds % NAIVE_EVERY == 0)
         self._chance.shuffle(conditions)
         for condition in conditions:
-            self.segments[condition].append(self._segment(condition))
+            self.waves[condition].append(self._wave(condition))
         if "naive" in conditions:
-            self._off_of_naive.append(self.segments["off"][-1])
+            self._off_of_naive.append(self.waves["off"][-1])
         self.rounds += 1
 
     def is_narrow(self) -> bool:
-        """Say whether there are enough rounds, and the intervals of on and control are narrow."""
-        enough = self.rounds >= LEAST_ROUNDS
-        return enough and all(self.interval(c, "mean_us").half_width <= STOP_HALF_WIDTH for c in ("on", "control"))
+        """Say whether the intervals of on and control are narrow."""
+        return all(self.interval(c, "wave_us").half_width <= STOP_HALF_WIDTH for c in ("on", "control"))
 
     def interval(self, condition: str, field: str) -> Interval:
-        """Return how much more a step takes than when off."""
-        off = self._off_of_naive if condition == "naive" else self.segments["off"]
-        pairs = zip(self.segments[condition], off, strict=True)
+        """Return how much more it takes than when off."""
+        off = self._off_of_naive if condition == "naive" else self.waves["off"]
+        pairs = zip(self.waves[condition], off, strict=True)
         return paired_interval([getattr(one, field) / getattr(other, field) for one, other in pairs])
 
-    def _segment(self, condition: str) -> Segment:
+    def _wave(self, condition: str) -> Wave:
         self._switch(condition, on=True)
+        before_ns = time.perf_counter_ns()
+        if condition == "on":
+            get_recorder()._drainer._wake.set()
         self._load.fill()
-        self._load.steps(self._lead)
-        took_ns = self._load.steps(self._timed)
-        self._load.drain()
+        took_ns = self._load.wave()
+        wave_ns = time.perf_counter_ns() - before_ns
         self._switch(condition, on=False)
-        time.sleep(SETTLE_S)
-        return Segment(fmean(took_ns) / 1e3, median(took_ns) / 1e3)
+        return Wave(wave_ns / 1e3, median(took_ns) / 1e3)
 
     def _switch(self, condition: str, *, on: bool) -> None:
         from axonize_vllm import frontend, scheduler
@@ -159,7 +158,6 @@ class Paired:
             scheduler.release(self._scheduler)
             for name in PROCESSOR:
                 del self._engine.output_processor.__dict__[name]
-            get_recorder().flush(FLUSH_S)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """``make bench``: run every bench_*.py beside this file and print one table; ``run.py NAME…`` runs some.
 
-``outage`` takes more than ten minutes and runs only when it is named.
+``outage`` and ``soak`` take more than ten minutes, ``peers`` installs others' software: they run only when they are named.
 
 A number that misses its target says NO; with ``--strict`` the exit code says so too. A benchmark that cannot run always does.
 """
@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ONLY_WHEN_NAMED = {"bench_outage"}
+ONLY_WHEN_NAMED = {"bench_outage", "bench_peers", "bench_soak"}
 NOT_ALONE = ("bench_table", "bench_triton_", "bench_vllm_")
 """Parts of others: bench_vllm and bench_triton run theirs in the environments that have a server."""
 sys.path[:0] = [str(HERE), str(HERE.parent)]

@@ -1,0 +1,120 @@
+"""What ClickHouse spends on a span of 1 KB, and where: reading protobuf, opening it into columns, the table, the views.
+
+Each stage is run alone on the same segments, in turn, in the engine that is embedded; its CPU is the process's own, merges
+in the background included. The ceiling is the same rows in ClickHouse's own format, which it need not open.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from bench_table import Row
+
+from axonize_server.migrate import migrate_store
+from axonize_server.settings import Settings
+from axonize_server.spool import INSERT_SETTINGS, header_message, request_frame
+from axonize_server.store import explode
+from axonize_server.store.clickhouse import ClickHouseStore
+from axonize_server.store.schema import MESSAGE, proto_path, structure
+from otlp_bodies import trace_body
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SPANS, BODIES = 512, 64
+SEGMENTS = 4
+TARGET = 100_000
+STAGES = ("read", "opened", "in its table", "in all tables")
+
+
+def run() -> list[Row]:
+    """Return spans per CPU-second to the end of each stage, and its share of the whole."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        store = ClickHouseStore(f"chdb://{directory}/clickhouse")
+        migrate_store(store, Settings(data_dir=directory))
+        for table in ("alone", "native"):
+            store.command(f"CREATE TABLE {store.database}.{table} AS {store.database}.spans")
+        segments = [_segment(directory, at) for at in range(SEGMENTS)]
+        rounds = [_costs(store, segment) for segment in segments]
+        store.close()
+    us = {stage: median(costs[stage] for costs in rounds[1:]) for stage in rounds[0]}
+    whole = us["in all tables"]
+    rows, before = [], 0.0
+    for stage in STAGES:
+        rows.append(_stage_row(stage, us[stage], before, whole))
+        before = us[stage]
+    ratio = us["native"] / whole
+    rows.append(
+        Row(
+            name="ClickHouse, the same rows from its own format",
+            ours=f"{1e3 / whole:.0f} k spans/cpu-s",
+            peer=f"{1e3 / us['native']:.0f} k",
+            peer_name="Native into the table and all views, the ceiling",
+            ratio=f"{ratio:.2f} x",
+            target="(printed)",
+            met=True,
+        )
+    )
+    return rows
+
+
+def _stage_row(stage: str, us: float, before: float, whole: float) -> Row:
+    last = stage == STAGES[-1]
+    rate = 1e6 / us
+    return Row(
+        name=f"ClickHouse, spans {stage}",
+        ours=f"{rate / 1000:.0f} k spans/cpu-s",
+        peer=f"{TARGET / 1000:.0f} k" if last else "-",
+        peer_name="limit" if last else f"{max(0.0, us - before) / whole:.0%} of the whole",
+        ratio=f"{rate / TARGET:.2f} x" if last else "-",
+        target=">= 1 x" if last else "(printed)",
+        met=not last or rate >= TARGET,
+    )
+
+
+def _costs(store: ClickHouseStore, segment: Path) -> dict[str, float]:
+    """Return the microseconds of CPU a span takes to the end of each stage."""
+    schema = f"format_schema = '{proto_path('traces')}:{MESSAGE}'"
+    source = f"file('{segment}', Protobuf, '{{structure}}')"
+    statement = explode.insert("traces", store.database, source, schema)
+    into, _, select = statement.partition(f" SETTINGS {schema}\n")
+    native = segment.with_suffix(".native")
+    reader = source.replace("{structure}", structure("traces"))
+    costs = {
+        "read": _cost(lambda: store.command(f"SELECT sum(ignore(*)) FROM {reader} SETTINGS {schema}")),
+        "opened": _cost(lambda: store.command(f"{select} SETTINGS {schema} FORMAT Null")),
+        "in its table": _cost(
+            lambda: store.command(f"{into.replace('.spans ', '.alone ')} SETTINGS {schema}{_PLAIN}\n{select}")
+        ),
+        "in all tables": _cost(lambda: store.insert(segment, "traces", segment.stem, INSERT_SETTINGS)),
+    }
+    store.command(f"SELECT * FROM {store.database}.alone INTO OUTFILE '{native}' FORMAT Native")
+    store.command(f"TRUNCATE TABLE {store.database}.alone")
+    token = f"insert_deduplication_token = '{segment.stem}-native'"
+    load = f"INSERT INTO {store.database}.spans SETTINGS {token}{_PLAIN} SELECT * FROM file('{native}', Native)"
+    return {**costs, "native": _cost(lambda: store.command(load))}
+
+
+_PLAIN = "".join(f", {name} = {value}" for name, value in INSERT_SETTINGS.items())
+
+
+def _cost(work: Callable[[], object]) -> float:
+    before = time.process_time_ns()
+    work()
+    return (time.process_time_ns() - before) / SPANS / BODIES / 1e3
+
+
+def _segment(directory: Path, number: int) -> Path:
+    parts = [header_message("traces")]
+    for at in range(BODIES):
+        body = trace_body(number * BODIES + at, SPANS)
+        length, trailer = request_frame(body, tenant="default", received_ns=time.time_ns())
+        parts += [length, body, trailer]
+    path = directory / f"segment-{number}.pb"
+    path.write_bytes(b"".join(parts))
+    return path
