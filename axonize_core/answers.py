@@ -63,6 +63,9 @@ class Answers:
         self._waiting: dict[str, tuple[RequestEvent, float]] = {}
         self._engine_here = False
         self._told: dict[str, None] = {}
+        """Those an engine told of, for a front end that is late."""
+        self._told_alone: dict[str, None] = {}
+        """Those a front end alone told of, for an engine that is late: its span would be a second one."""
         self.counts: Counter[str] = Counter()
 
     def meet(self, sources: Iterable[SourceInfo]) -> None:
@@ -103,7 +106,10 @@ class Answers:
             if request.engine_id is None:
                 ready.append(request)
                 continue
-            self._remember(request.engine_id)
+            if request.engine_id in self._told_alone:
+                self.counts["requests_late"] += 1
+                continue
+            _remember(self._told, request.engine_id)
             if not (self._front_ends or request.engine_id in self._known or self._clock() < self._first_s):
                 ready.append(request)
                 continue
@@ -137,14 +143,9 @@ class Answers:
                     self.counts["requests_of_engines_elsewhere"] += 1
                 elif engine_id not in self._told:
                     self.counts["requests_without_engine"] += 1
+                    _remember(self._told_alone, engine_id)
                     ready.append(self._alone(known.answer, known.ended))
         return ready
-
-    def _remember(self, engine_id: str) -> None:
-        """Know that an engine told of this one, for a front end that is late."""
-        self._told[engine_id] = None
-        if len(self._told) > MOST:
-            del self._told[next(iter(self._told))]
 
     def _alone(self, opened: Answer, ended: Answer) -> RequestEvent:
         seq, request_id, arrived_ns, traceparent, operation, input_tokens, attributes = opened.facts
@@ -166,6 +167,12 @@ class Answers:
             error=None if ended.facts[0] else "engine_lost",
         )
         return _joined(event, opened, ended)
+
+
+def _remember(known: dict[str, None], engine_id: str) -> None:
+    known[engine_id] = None
+    if len(known) > MOST:
+        del known[next(iter(known))]
 
 
 def _joined(request: RequestEvent, opened: Answer, ended: Answer) -> RequestEvent:

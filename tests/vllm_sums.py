@@ -22,7 +22,7 @@ __all__ = ["Story", "agent_facts", "check", "check_agent", "check_answers", "chu
 
 PHASES = ("queue", "prefill", "decode", "preempted")
 CLEAN = ("records_dropped", "records_unknown", "records_orphaned", "engines_lost", "encoder_failures",
-         "answers_dropped", "requests_without_engine", "requests_without_front_end")  # fmt: skip
+         "answers_dropped", "requests_without_engine", "requests_without_front_end", "requests_late")  # fmt: skip
 """What an agent counts that must not happen in a run in which nothing went wrong."""
 
 

@@ -107,6 +107,9 @@ def test_a_request_no_engine_told_of_is_told_by_its_front_end():
     assert (alone.incomplete, alone.error, alone.finish_reason) == (True, "engine_lost", None)
     assert dict(alone.attributes)["k"] == 1
     assert setting.answers.counts["requests_without_engine"] == 1
+    assert setting.answers.join([request()]) == [], "an engine that is late makes no second request"
+    assert setting.answers.due(closing=True) == []
+    assert setting.answers.counts["requests_late"] == 1
 
 
 def test_requests_of_an_engine_on_another_machine_are_left_to_its_agent():
