@@ -72,8 +72,9 @@ class Answer(NamedTuple):
 class Front:
     """A server on 127.0.0.1 and a free port, for the engine at a directory; used as a context manager."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, exchange: type[Exchange] | None = None) -> None:
         self.path = path
+        self._exchange = exchange or Exchange
         self.away = False
         """Whether to answer 503 to everything."""
         self.faults: Iterator[Callable[[Exchange], None] | None] = iter(())
@@ -86,7 +87,7 @@ class Front:
         """The segments that came whole."""
 
     def __enter__(self) -> Self:
-        handler = type("Handler", (Exchange,), {"front": self})
+        handler = type("Handler", (self._exchange,), {"front": self})
         self._server = _Server(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever)
         self._thread.start()

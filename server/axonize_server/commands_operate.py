@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from axonize_server.migrate import migrate_registry, migrate_store
+from axonize_server.migrate import Applied, history_statements, migrate_registry, migrate_store
 from axonize_server.registry.address import open_registry
 from axonize_server.settings import load_settings
 from axonize_server.settings_texts import options
@@ -14,8 +14,6 @@ from axonize_server.store.clickhouse import ClickHouseStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from axonize_server.migrate import Applied
 
 __all__ = ["collector", "migrate"]
 
@@ -35,7 +33,7 @@ def collector(**flags: Any) -> None:
 
 
 @click.command()
-@options("data_dir", "store", "registry")
+@options("data_dir", "store", "store_cluster", "registry")
 @click.option("--dry-run", is_flag=True, help="Print the SQL that would run, and run nothing.")
 def migrate(*, dry_run: bool, **flags: Any) -> None:
     """Bring store and registry to this version's schema.
@@ -43,9 +41,12 @@ def migrate(*, dry_run: bool, **flags: Any) -> None:
     The collector does this itself when it starts; a chDB directory in use by one cannot be opened here.
     """
     settings = load_settings(**flags)
-    store = ClickHouseStore(settings.store)
+    store = ClickHouseStore(settings.store, settings.store_cluster)
     try:
-        _report("store", migrate_store(store, settings, dry_run=dry_run), dry_run=dry_run)
+        applied = migrate_store(store, settings, dry_run=dry_run)
+        if dry_run and applied and applied[0].number == 1:
+            applied.insert(0, Applied(0, "schema_migrations", history_statements(store, settings)))
+        _report("store", applied, dry_run=dry_run)
         _report("registry", migrate_registry(open_registry(settings.registry), dry_run=dry_run), dry_run=dry_run)
     finally:
         store.close()

@@ -17,6 +17,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 
 from axonize_core.errors import AxonizeError
+from axonize_server.store.cluster import engine_variables, fronts, local_database, on_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +26,16 @@ if TYPE_CHECKING:
     from axonize_server.settings import Settings
     from axonize_server.store.clickhouse import ClickHouseStore
 
-__all__ = ["Applied", "Migration", "MigrationError", "load", "migrate_registry", "migrate_store", "render"]
+__all__ = [
+    "Applied",
+    "Migration",
+    "MigrationError",
+    "history_statements",
+    "load",
+    "migrate_registry",
+    "migrate_store",
+    "render",
+]
 
 _NAME = re.compile(r"(\d{4})_\w+\.sql")
 _MARKER = re.compile(r"^-- statement$", re.MULTILINE)
@@ -99,15 +109,15 @@ def migrate_store(store: ClickHouseStore, settings: Settings, *, dry_run: bool =
         MigrationError: An applied file was edited or is gone.
         StoreError: The store refused a statement; what came before it stays recorded.
     """
-    variables = _variables(store.database, settings)
+    variables = _variables(store.database, settings, store.cluster)
     history = f"{store.database}.schema_migrations"
     if not dry_run:
-        for statement in _HISTORY_CLICKHOUSE:
-            store.command(_VARIABLE.sub(lambda match: variables[match[1]], statement))
+        for statement in history_statements(store, settings):
+            store.command(statement)
     known = _store_history(store)
     applied = []
     for migration in pending(load("clickhouse"), known):
-        done = Applied(migration.number, migration.name, render(migration, variables))
+        done = Applied(migration.number, migration.name, _statements(migration, store, variables))
         if not dry_run:
             for statement in done.statements:
                 store.command(statement)
@@ -121,7 +131,18 @@ def migrate_store(store: ClickHouseStore, settings: Settings, *, dry_run: bool =
     return applied
 
 
-def _reload_views(store: ClickHouseStore, on_cluster: str) -> None:
+def _statements(migration: Migration, store: ClickHouseStore, variables: Mapping[str, str]) -> list[str]:
+    """Give a migration's statements as the store needs them.
+
+    On a cluster a table is dropped at once, or the next one of its name would find the old one's replicas.
+    """
+    made = render(migration, variables)
+    if store.cluster:
+        made = [f"{sql} SYNC" if sql.startswith("DROP TABLE") else sql for sql in made]
+    return made + fronts(migration.text, store.database, store.cluster)
+
+
+def _reload_views(store: ClickHouseStore, clause: str) -> None:
     """Let the engine read its views as the next process will.
 
     A view's table knows a repeated block by a hash in which the view's query stands. After ALTER … MODIFY QUERY that
@@ -131,11 +152,12 @@ def _reload_views(store: ClickHouseStore, on_cluster: str) -> None:
     """
     views = store.query(
         "SELECT name FROM system.tables WHERE database = {database:String} AND engine = 'MaterializedView'",
-        {"database": store.database},
+        {"database": store.local_database},
     )
     for view in views:
-        for verb in ("DETACH", "ATTACH"):
-            store.command(f"{verb} TABLE {store.database}.{view['name']} {on_cluster}")
+        name = f"{store.local_database}.{view['name']}"
+        store.command(f"DETACH TABLE {name} {clause} {'SYNC' if clause else ''}")
+        store.command(f"ATTACH TABLE {name} {clause}")
 
 
 def migrate_registry(registry: Registry, *, dry_run: bool = False) -> list[Applied]:
@@ -181,12 +203,9 @@ def pending(migrations: list[Migration], known: Mapping[int, tuple[str, str]]) -
 
 
 _HISTORY_CLICKHOUSE = (
-    "CREATE DATABASE IF NOT EXISTS {database} {on_cluster}",
-    (
-        "CREATE TABLE IF NOT EXISTS {database}.schema_migrations {on_cluster}"
-        " (number UInt32, name String, sha256 String, applied_at DateTime64(3, 'UTC'))"
-        " ENGINE = {engine_prefix}ReplacingMergeTree{engine_arguments} ORDER BY number"
-    ),
+    "CREATE TABLE IF NOT EXISTS {database}.schema_migrations {on_cluster}"
+    " (number UInt32, name String, sha256 String, applied_at DateTime64(3, 'UTC'))"
+    " ENGINE = {engine_prefix}ReplacingMergeTree{engine_arguments} ORDER BY number"
 )
 _HISTORY_REGISTRY = (
     "CREATE TABLE IF NOT EXISTS schema_migrations"
@@ -194,6 +213,20 @@ _HISTORY_REGISTRY = (
 )
 _REGISTRY_KNOWN = "SELECT number, name, sha256 FROM schema_migrations ORDER BY number"
 _REGISTRY_RECORD = "INSERT INTO schema_migrations (number, name, sha256, applied_at) VALUES (%s, %s, %s, %s)"
+
+
+def history_statements(store: ClickHouseStore, settings: Settings) -> list[str]:
+    """Give the statements that make what has to be there before the store's first migration."""
+    variables = _variables(store.database, settings, store.cluster)
+    return [
+        *(f"CREATE DATABASE IF NOT EXISTS {name} {variables['on_cluster']}".rstrip() for name in _databases(store)),
+        _VARIABLE.sub(lambda match: variables[match[1]], _HISTORY_CLICKHOUSE),
+        *fronts(_HISTORY_CLICKHOUSE, store.database, store.cluster),
+    ]
+
+
+def _databases(store: ClickHouseStore) -> dict[str, None]:
+    return dict.fromkeys((store.database, store.local_database))
 
 
 def _store_history(store: ClickHouseStore) -> dict[int, tuple[str, str]]:
@@ -207,14 +240,12 @@ def _store_history(store: ClickHouseStore) -> dict[int, tuple[str, str]]:
     return {row["number"]: (row["name"], row["sha256"]) for row in rows}
 
 
-def _variables(database: str, settings: Settings) -> dict[str, str]:
-    """Give what the store's migrations are filled in with; clusters later set the middle three."""
+def _variables(database: str, settings: Settings, cluster: str = "") -> dict[str, str]:
+    """Give what the store's migrations are filled in with."""
     return {
-        "database": database,
-        "on_cluster": "",
-        "engine_prefix": "",
-        "engine_arguments": "",
-        "dedup_window": str(_DEDUP_WINDOW),
+        "database": local_database(database, cluster),
+        "on_cluster": on_cluster(cluster),
+        **engine_variables(cluster, _DEDUP_WINDOW),
         **{name: str(getattr(settings, name)) for name in _TTLS},
     }
 

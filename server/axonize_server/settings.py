@@ -57,6 +57,9 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(default_factory=default_data_dir, description="Where everything is kept")
     store: str = Field("", description="ClickHouse: chdb:///dir inside the collector, or http(s)://user:pass@host:port")
+    store_cluster: str = Field(
+        "", pattern=r"^[\w.-]*$", description="ClickHouse cluster the store is spread over, as its servers name it"
+    )
     registry: str = Field("", description="GPU registry: sqlite:///file, or postgresql://user:pass@host/database")
     host: Annotated[str, AfterValidator(_loopback)] = Field(
         "127.0.0.1", description="Address to listen on; loopback only"

@@ -21,6 +21,7 @@ _Command = TypeVar("_Command", bound="Callable[..., Any]")
 _DERIVED = {
     "data_dir": "$XDG_DATA_HOME/axonize, else ~/.local/share/axonize",
     "store": "chdb://<data-dir>/clickhouse",
+    "store_cluster": "none",
     "registry": "sqlite:///<data-dir>/registry.db",
     "grpc_port": "4317 when grpcio is installed, else off",
 }

@@ -297,7 +297,7 @@ def run(settings: Settings, ready: Callable[[int], None] | None = None) -> None:
 def _run(
     settings: Settings, stop: threading.Event, counters: Counters, ready: Callable[[int], None] | None = None
 ) -> None:
-    with _locked(settings.data_dir), _opened(_repaired(settings.store), stop) as store:
+    with _locked(settings.data_dir), _opened(_repaired(settings.store), settings.store_cluster, stop) as store:
         if store is None:
             _log.info("store_never_reached", reason="what was acknowledged waits in the spool")
             return
@@ -338,10 +338,10 @@ def _migrated(registry: Registry) -> list[Applied]:
 
 
 @contextlib.contextmanager
-def _opened(dsn: str, stop: threading.Event) -> Iterator[ClickHouseStore | None]:
+def _opened(dsn: str, cluster: str, stop: threading.Event) -> Iterator[ClickHouseStore | None]:
     """Connect, and close in the end; None when told to stop before the store was reached."""
     try:
-        store = _open_store(dsn, stop)
+        store = _open_store(dsn, cluster, stop)
     except StoreUnreachableError:
         if not stop.is_set():
             raise
@@ -351,7 +351,7 @@ def _opened(dsn: str, stop: threading.Event) -> Iterator[ClickHouseStore | None]
         yield store
 
 
-def _open_store(dsn: str, stop: threading.Event) -> ClickHouseStore:
+def _open_store(dsn: str, cluster: str, stop: threading.Event) -> ClickHouseStore:
     """Connect; a store that is away is waited for, since receivers go on without it."""
     attempts = Retrying(
         retry=retry_if_exception_type(StoreUnreachableError),
@@ -363,7 +363,7 @@ def _open_store(dsn: str, stop: threading.Event) -> ClickHouseStore:
         ),
         reraise=True,
     )
-    return attempts(ClickHouseStore, dsn)
+    return attempts(ClickHouseStore, dsn, cluster)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from clickhouse_connect.driver.summary import QuerySummary
 
 from axonize_core.errors import ConfigurationError, StoreError
 from axonize_server.store import explode
+from axonize_server.store.cluster import SHARDING, local_database
 from axonize_server.store.dsn import Dsn, parse_dsn
 from axonize_server.store.schema import MESSAGE, proto, proto_path
 
@@ -59,8 +60,12 @@ class ClickHouseStore:
     For `chdb` the directory belongs to one process, and that process must not fork afterwards.
     """
 
-    def __init__(self, dsn: str | Dsn) -> None:
+    def __init__(self, dsn: str | Dsn, cluster: str = "") -> None:
         """Connect and check the version.
+
+        Args:
+            dsn: where it is.
+            cluster: the ClickHouse cluster it is spread over, by the name the server has for it; none if empty.
 
         Raises:
             ConfigurationError: The address cannot be used, or the server is too old.
@@ -68,11 +73,17 @@ class ClickHouseStore:
         """
         self.dsn = parse_dsn(dsn) if isinstance(dsn, str) else dsn
         self.database = self.dsn.database
+        self.cluster = cluster
+        self.local_database = local_database(self.database, cluster)
+        """Where the tables are that have rows, and their views; another than `database` only on a cluster."""
+        if cluster and self.dsn.scheme == "chdb":
+            raise ConfigurationError(f"store {self.dsn.text!r} is in this process: it can be on no cluster {cluster!r}")
         self._local = threading.local()
         self._lock = threading.Lock()
         self._clients: list[Client] = []
         self.version = str(self._client().server_version)
         _check_version(self.version)
+        self._check_cluster()
 
     def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Give the rows of a query; `{name:Type}` in it is bound by the server.
@@ -163,8 +174,19 @@ class ClickHouseStore:
                 " the statement was run: see whether ClickHouse, not a proxy's page, answers at that address"
             )
 
+    def _check_cluster(self) -> None:
+        known = self.query("SELECT DISTINCT cluster FROM system.clusters ORDER BY 1") if self.cluster else []
+        if self.cluster and self.cluster not in (names := [row["cluster"] for row in known]):
+            raise ConfigurationError(
+                f"store {self.dsn.text!r} knows no cluster {self.cluster!r}, but {names!r}: see remote_servers in its"
+                " configuration, or give another --store-cluster"
+            )
+
     def rows(self) -> dict[str, int]:
         """Give the number of rows in each table, as the parts' headers say."""
+        if self.cluster:
+            counts = (f"SELECT '{table}' AS name, count() AS n FROM {self.database}.{table}" for table in SHARDING)  # noqa: S608  our own names
+            return {row["name"]: row["n"] for row in self.query(" UNION ALL ".join(counts))}
         found = self.query(
             "SELECT name, toUInt64(ifNull(total_rows, 0)) AS n FROM system.tables"
             " WHERE database = {database:String} AND engine LIKE '%MergeTree' ORDER BY name",
@@ -189,7 +211,7 @@ class ClickHouseStore:
     def _client(self) -> Client:
         client: Client | None = getattr(self._local, "client", None)
         if client is None:
-            client = _connect(self.dsn)
+            client = _connect(self.dsn, self.cluster)
             self._local.client = client
             with self._lock:
                 self._clients.append(client)
@@ -258,9 +280,9 @@ def _compressed(body: Iterable[bytes], compression: str | None) -> Generator[byt
         yield end
 
 
-def _connect(dsn: Dsn) -> Client:
+def _connect(dsn: Dsn, cluster: str) -> Client:
     try:
-        return _connect_chdb(dsn) if dsn.scheme == "chdb" else _connect_http(dsn)
+        return _connect_chdb(dsn) if dsn.scheme == "chdb" else _connect_http(dsn, cluster)
     except (ClickHouseError, OSError) as e:
         raise StoreUnreachableError(f"store {dsn.text!r} cannot be opened: {e}") from e
     except ImportError as e:
@@ -275,7 +297,11 @@ def _connect_chdb(dsn: Dsn) -> Client:
     return clickhouse_connect.get_client(interface="chdb", path=dsn.path)
 
 
-def _connect_http(dsn: Dsn) -> Client:
+# An insert is over when it is on every shard, with its token; a statement for all machines has no rows to give.
+_ON_CLUSTER = {"distributed_foreground_insert": 1, "distributed_ddl_output_mode": "none"}
+
+
+def _connect_http(dsn: Dsn, cluster: str) -> Client:
     """Connect without a session: a session allows one query at a time.
 
     A server answers when a statement is over, not before: an error that comes after a 200 would be missed. What the
@@ -289,7 +315,7 @@ def _connect_http(dsn: Dsn) -> Client:
             connect_timeout=_CONNECT_TIMEOUT_S,
             send_receive_timeout=_READ_TIMEOUT_S,
             autogenerate_session_id=False,
-            settings={"wait_end_of_query": "1"},
+            settings={"wait_end_of_query": 1, **(_ON_CLUSTER if cluster else {})},
         )
     except (TypeError, ProgrammingError) as e:
         raise ConfigurationError(f"store {dsn.text!r} has an option that cannot be used: {e}") from e

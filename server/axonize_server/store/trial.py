@@ -25,6 +25,8 @@ __all__ = ["Trial", "trial"]
 def trial(store: ClickHouseStore, settings: Settings) -> Iterator[Trial]:
     """Make the copy beside the store's database, and drop it at the end; one a killed writer left goes first.
 
+    On a cluster it is on the one machine that answers.
+
     Raises:
         StoreError: The store is away, or the user may make no database.
     """
@@ -70,12 +72,13 @@ class Trial:
         table = TABLES[signal]
         found = self._store.query(
             "SELECT sorting_key FROM system.tables WHERE database = {database:String} AND name = {table:String}",
-            {"database": self._store.database, "table": table},
+            {"database": self._store.local_database, "table": table},
         )
         if not found or not (key := str(found[0]["sorting_key"])):
             raise StoreError(f"store {self._store.dsn.text!r} has no table {table!r} with a sorting key")
+        among = "GLOBAL IN" if self._store.cluster else "IN"  # other shards do not have the copy
         counted = self._store.query(
-            f"SELECT count() AS n FROM {self._store.database}.{table} WHERE tuple({key}) IN"  # noqa: S608  our own names
+            f"SELECT count() AS n FROM {self._store.database}.{table} WHERE tuple({key}) {among}"  # noqa: S608  our own names
             f" (SELECT tuple({key}) FROM {self._copy.database}.{table})"
         )
         return int(counted[0]["n"])
