@@ -21,6 +21,7 @@ help:
 	@echo "                  without the real vLLM, whose environment takes 2 min and 4 GB: make test VLLM=skip"
 	@echo "                  without the real tritonserver, whose environment takes 1 min and 430 MB: make test TRITON=skip"
 	@echo "make soak         kill -9 of receivers and writer in 240 random rounds; more or fewer: make soak ROUNDS=1000"
+	@echo "                  then each fuzzer for 5 minutes, where atheris can be installed; FUZZ_SECONDS=60: a minute"
 	@echo "make test-sdk     tests of what runs beside inference"
 	@echo "make test-server  tests of the collector"
 	@echo "make test-hf      every task and mode on every version of transformers that is tried, against the docs"
@@ -53,6 +54,8 @@ endif
 
 soak: $(VENV)/.wheel $(VENV)/.tools
 	AXONIZE_TEST_KILL_ROUNDS=$(or $(ROUNDS),240) $(BIN)/pytest -s tests/e2e/test_kill.py
+	-$(PIP) install -q --group fuzz
+	for door in http grpc spool; do $(BIN)/python tests/fuzz/run.py $$door $(or $(FUZZ_SECONDS),300) || exit 1; done
 
 test-sdk: $(VENV)/.wheel $(VENV)/.tools
 	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(HF_MATRIX) --ignore=tests/vllm --ignore=tests/tritonserver -m "not server"

@@ -10,6 +10,9 @@ from axonize_server.otlp import InvalidRequestError
 __all__ = ["InflatedTooLargeError", "inflate"]
 
 _GZIP = 31  # zlib's window bits for a gzip frame
+_MAX_MEMBERS = 4096
+_STEP_BYTES = 64 << 10  # the rest behind a member is copied, so only the first may be looked for in all of it
+_RESERVED_FLAGS = 0xE0
 
 
 class InflatedTooLargeError(AxonizeError):
@@ -23,23 +26,35 @@ def inflate(body: bytes | memoryview, limit: int) -> bytes:
         InflatedTooLargeError: There is more than `limit` bytes in it.
         InvalidRequestError: It is broken, or cut short.
     """
-    parts: list[bytes] = []
-    room, rest = limit, bytes(body)
-    while rest or not parts:
-        member, rest = _member(rest, room)
+    data, parts = memoryview(body), [b""]
+    room, at, step = limit, 0, len(body)
+    while at < len(data) or at == 0:
+        if len(parts) > _MAX_MEMBERS:
+            raise InvalidRequestError(f"the gzip body has more than {_MAX_MEMBERS} members; send it in one")
+        member, at = _member(data, at, step, room)
         room -= len(member)
         parts.append(member)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+        step = _STEP_BYTES
+    return parts[1] if len(parts) == 2 else b"".join(parts)  # noqa: PLR2004 - the usual one member
 
 
-def _member(data: bytes, room: int) -> tuple[bytes, bytes]:
+def _member(data: memoryview, at: int, step: int, room: int) -> tuple[bytes, int]:
+    """The contents of the member at an offset, which is fed in such steps, and where it ends."""
+    if len(data) > at + 3 and data[at + 3] & _RESERVED_FLAGS:
+        raise InvalidRequestError("the body is no gzip: reserved flags are set")
     inflater = isal_zlib.decompressobj(wbits=_GZIP)
-    try:
-        member = inflater.decompress(data, max_length=room + 1)
-    except isal_zlib.IsalError as error:  # type: ignore[misc]  # the stub declares an instance
-        raise InvalidRequestError(f"the body is no gzip: {error}") from error
-    if len(member) > room:
-        raise InflatedTooLargeError("the body is larger than the limit once inflated; send less at once")
-    if not inflater.eof:
-        raise InvalidRequestError("the gzip body is cut short")
-    return member, inflater.unused_data
+    parts: list[bytes] = []
+    while not inflater.eof:
+        if at >= len(data):
+            raise InvalidRequestError("the gzip body is cut short")
+        fed, at = data[at : at + step], at + step
+        try:
+            part = inflater.decompress(fed, max_length=room + 1)
+        except isal_zlib.IsalError as error:  # type: ignore[misc]  # the stub declares an instance
+            raise InvalidRequestError(f"the body is no gzip: {error}") from error
+        room -= len(part)
+        if room < 0:
+            raise InflatedTooLargeError("the body is larger than the limit once inflated; send less at once")
+        parts.append(part)
+    whole = parts[0] if len(parts) == 1 else b"".join(parts)
+    return whole, min(at, len(data)) - len(inflater.unused_data)

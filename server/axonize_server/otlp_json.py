@@ -145,10 +145,13 @@ def _enum(numbers: dict[str, int], value: Any) -> int:
 
 
 def _int(value: Any) -> int:
-    number = int(value)
-    if isinstance(value, bool) or (isinstance(value, float) and number != value):
-        raise ValueError("not an integer")
-    return number
+    """As msgspec reads one, which the short way leaves it to."""
+    if isinstance(value, bool):
+        raise TypeError("not an integer")
+    try:
+        return msgspec.convert(value, int, strict=False)
+    except msgspec.ValidationError as error:
+        raise ValueError("not an integer") from error
 
 
 def _float(value: Any) -> float:

@@ -240,7 +240,10 @@ def read_header(path: Path) -> dict[str, Any]:
     for message, _ in messages(start):
         own = bytes(message[:-_CRC_FIELD_BYTES])
         if own.startswith(_HEADER_TAG):
-            facts: dict[str, Any] = json.loads(own[own.index(b"{") :])
+            try:
+                facts: dict[str, Any] = json.loads(own[own.index(b"{") :])
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{str(path)!r} is not a segment: its header is no JSON: {error}") from error
             _check_version(path, facts.get("version"))
             return facts
         break

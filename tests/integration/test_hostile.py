@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from axonize_server import otlp
+from axonize_server.inflate import InflatedTooLargeError, inflate
 from axonize_server.otlp import VALIDATORS, InvalidRequestError, validate_traces
+from axonize_server.otlp_json import to_protobuf
 from axonize_server.otlp_rules import Window
 from axonize_server.query import spans_of
 from oracle import same, walk
@@ -208,6 +210,53 @@ def test_a_large_honest_body_is_taken(value):
     assert (accepted.records, accepted.rejected) == (100_000, {})
 
 
+@pytest.mark.parametrize(
+    ("body", "error", "why"),
+    [
+        (gzip.compress(b"") * 5000, InvalidRequestError, "4096 members"),
+        (gzip.compress(b"ok") + gzip.compress(bytes(2 * MIB)), InflatedTooLargeError, "once inflated"),
+        (gzip.compress(b"ok") + gzip.compress(b"cut")[:-3], InvalidRequestError, "cut short"),
+        (gzip.compress(b"ok")[:3] + b"\x80" + gzip.compress(b"ok")[4:], InvalidRequestError, "reserved flags"),
+        (gzip.compress(b"ok") + bytes(100), InvalidRequestError, "no gzip"),
+    ],
+    ids=["members", "second too large", "second cut", "flags", "padding"],
+)
+def test_a_gzip_body_made_to_hurt_is_refused(body, error, why):
+    """However many members it has, which of them is the bomb, and what stands behind."""
+    with pytest.raises(error, match=why):
+        inflate(body, MIB)
+
+
+def test_large_members_are_put_together():
+    """Of several members each may be larger than what is looked at in one step."""
+    parts = [secrets.token_bytes(200_000), b"", secrets.token_bytes(70_000), b"end"]
+    assert inflate(b"".join(map(gzip.compress, parts)), MIB) == b"".join(parts)
+
+
+NUMBERS = ["NaN", "Infinity", "-Infinity"]
+
+
+@pytest.mark.parametrize("value", NUMBERS)
+def test_numbers_that_are_none_are_taken_in_json(value):
+    """NaN and the infinities, as protobuf writes them in JSON, arrive as such."""
+    span = {"traceId": TRACE.hex(), "spanId": "73" * 8, "startTimeUnixNano": str(time.time_ns())}
+    span["attributes"] = [{"key": "k", "value": {"doubleValue": value}}]
+    body = json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}).encode()
+    accepted = validate_traces(to_protobuf("traces", body), window())
+    (found,) = walk(ExportTraceServiceRequest.FromString(bytes(accepted.body)))
+    assert struct.pack("<d", float(value)) in bytes(accepted.body)
+    assert found["trace_id"] == TRACE
+
+
+@pytest.mark.parametrize("signal", VALIDATORS)
+def test_a_body_cut_anywhere_is_refused_or_whole(signal):
+    """Wherever a body ends, it is no request, or one of the whole parts before; never an exception of another kind."""
+    body = {"traces": trace_body, "metrics": metrics_body, "logs": logs_body}[signal]()
+    for end in range(len(body)):
+        with contextlib.suppress(InvalidRequestError):
+            assert VALIDATORS[signal](body[:end], window()).records == 0
+
+
 def peak_bytes(receiver):
     """The most memory the receiver ever held."""
     status = Path(f"/proc/{receiver.child.pid}/status").read_text()
@@ -222,6 +271,7 @@ def test_a_receiver_survives_them_all(make_receiver):
     client = receiver.client(WAIT_S)
     deep = b'{"resourceSpans":' + b"[" * 200_000
     objects = b'{"resourceSpans":[' + b"{}," * (4 * MIB) + b"{}]}"
+    values = b'{"resourceLogs":[{"resource":{"attributes":[{"value":{"arrayValue":{"values":[' + b"{}," * (16 * MIB)
     floats = json.dumps({"resourceMetrics": []}).encode()[:-2] + b"1.5," * (12 * MIB) + b"1]}"
     hostile = [
         (dense(b"\x0a\x00"), "/v1/traces", {}, 400),
@@ -239,6 +289,8 @@ def test_a_receiver_survives_them_all(make_receiver):
         (deep, "/v1/traces", {"content_type": JSON}, 400),
         (objects, "/v1/traces", {"content_type": JSON}, 400),
         (floats, "/v1/metrics", {"content_type": JSON}, 400),
+        (gzip.compress(b"") * (900_000), "/v1/traces", {"content_encoding": "gzip"}, 400),
+        (values, "/v1/logs", {"content_type": JSON}, 400),
         (gzip.compress(bytes(256 * MIB)), "/v1/traces", {"content_encoding": "gzip"}, 413),
         (gzip.compress(dense(b"\x12\x00", 0x12, 0x0A)), "/v1/traces", {"content_encoding": "gzip"}, 400),
         (request(attribute(field(0x0A, b"x" * (63 * MIB)))), "/v1/traces", {}, 200),
