@@ -69,13 +69,16 @@ class Intake:
             self._acknowledge(signal, accepted)
             done(accepted)
             return
-        ticket = self._appenders[signal].append(
-            accepted.body,
-            records=accepted.records,
-            tenant=self._tenant,
-            received_ns=now_ns,
-            days=accepted.days,
-        )
+        try:
+            ticket = self._appenders[signal].append(
+                accepted.body,
+                records=accepted.records,
+                tenant=self._tenant,
+                received_ns=now_ns,
+                days=accepted.days,
+            )
+        except OSError as error:  # while its size is looked at: no file numbers are left, or an I/O error
+            raise SpoolUnavailableError(f"cannot look at the spool: {error}") from error
         self._waiting.append((ticket, done, signal, accepted))
         self._kick_soon()
 

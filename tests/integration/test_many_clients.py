@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import resource
 import socket
+import time
+from http.client import HTTPException
+from pathlib import Path
 
+import psutil
 import pytest
 
 from axonize_server.http import Connection, HttpLimits
 from axonize_server.intake import Intake
 from axonize_server.receiver import Receiver
 from axonize_server.settings import load_settings
+from axonize_server.stats import read_stats
 from otlp_bodies import logs_body, trace_body
 
 SHORT = {"header_s": 0.2, "body_s": 0.4, "idle_s": 0.3, "answer_s": 0.3, "linger_s": 0.2}
@@ -331,3 +337,89 @@ def test_grpc_connections_are_bounded(tmp_path):
             assert answered[:-1] == [grpc.StatusCode.OK] * 3
 
     over_grpc(tmp_path, scenario, connections=3)
+
+
+WANTED = 10_000
+AT_ONCE = 500
+OWN_FILES = 500
+MIB = 1 << 20
+
+
+@pytest.fixture
+def clients():
+    """How many connections this process may open: its limit is raised as far as it goes, and set back."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = WANTED + OWN_FILES
+    raised = max(soft, enough if hard == resource.RLIM_INFINITY else min(hard, enough))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+    yield min(WANTED, raised - OWN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def ask_all(connections, body):
+    """One request on each, some hundred at a time, while all the others stay open; how many were acknowledged."""
+    acked = 0
+    for at in range(0, len(connections), AT_ONCE):
+        some = connections[at : at + AT_ONCE]
+        for to in some:
+            to.sendall(SIZED % len(body) + body)
+        acked += sum(to.recv(1000).startswith(b"HTTP/1.1 200 ") for to in some)
+    return acked
+
+
+def memory_bytes(receiver, what):
+    """A line of the receiver's status in /proc, such as VmHWM."""
+    status = Path(f"/proc/{receiver.child.pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith(what)).split()[1]) << 10
+
+
+def test_ten_thousand_connections_are_served_by_one_process(make_receiver, clients, record_property):
+    """Each is acknowledged twice while all are open; memory stays bounded, and what was acknowledged is counted."""
+    receiver = make_receiver()
+    receiver.wait_ready()
+    before = memory_bytes(receiver, "VmRSS")
+    body = trace_body(spans=1)
+    with contextlib.ExitStack() as stack:
+        connections = []
+        while len(connections) < clients:
+            more = min(AT_ONCE, clients - len(connections))
+            opened = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", receiver.port), 60)) for _ in range(more)
+            ]
+            assert ask_all(opened, body) == more
+            connections += opened
+        assert ask_all(connections, body) == clients
+        after = memory_bytes(receiver, "VmHWM")
+        print(f"{clients} connections: {before / MIB:.0f} MiB before, {after / MIB:.0f} MiB at most")
+        record_property("connections", clients)
+        assert after - before < clients * 24 * 1024  # as tests/benchmark would: 24 KiB each, all included
+    assert receiver.stop() == 0
+    (counters,) = [facts["counters"] for facts in read_stats(receiver.settings.data_dir)]
+    assert counters["acked_records.traces"] == 2 * clients
+
+
+def test_a_receiver_without_file_numbers_recovers(make_receiver):
+    """At its limit of open files it neither ends nor spins: who is connected is answered, later clients again too."""
+    receiver = make_receiver()
+    receiver.wait_ready()
+    process = psutil.Process(receiver.child.pid)
+    with contextlib.closing(receiver.client()) as first:
+        assert receiver.post(trace_body(), client=first)[0] == 200
+        limit = process.num_fds() + 20
+        process.rlimit(psutil.RLIMIT_NOFILE, (limit, limit))
+        with contextlib.ExitStack() as stack:
+            for _ in range(100):
+                stack.enter_context(socket.create_connection(("127.0.0.1", receiver.port), 20))
+            spent = sum(process.cpu_times()[:2])
+            for seed in range(20):
+                assert receiver.post(trace_body(seed), client=first)[0] in (200, 503)
+                time.sleep(0.05)
+            assert sum(process.cpu_times()[:2]) - spent < 0.6  # of the second and more that this took
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, HTTPException):
+            if receiver.post(trace_body())[0] == 200:
+                break
+        time.sleep(0.05)
+    assert receiver.post(trace_body())[0] == 200
+    assert receiver.stop() == 0
