@@ -161,7 +161,7 @@ def test_slow_clients_keep_nobody_waiting(tmp_path):
                 task.cancel()
             await asyncio.gather(*slow, return_exceptions=True)
 
-    at_the_door(tmp_path, scenario)
+    at_the_door(tmp_path, scenario, header_s=2, body_s=2, idle_s=2)
 
 
 def test_a_client_that_never_reads_is_not_answered_without_end(tmp_path):
@@ -200,7 +200,7 @@ def test_what_stands_behind_a_chunked_body_is_bounded_and_ignored(tmp_path):
         answer = await drip(door, CHUNKED + b"0\r\nendless: ", b"x" * 5_000)
         assert answer.startswith(b"HTTP/1.1 431 ")
 
-    at_the_door(tmp_path, scenario, body_s=30)
+    at_the_door(tmp_path, scenario, body_s=30, linger_s=30)
 
 
 def test_chunked_bodies_are_bounded_together(tmp_path):
@@ -216,7 +216,7 @@ def test_chunked_bodies_are_bounded_together(tmp_path):
         writer.write(b"0\r\n\r\n")
         assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")  # it is no OTLP, but it arrived
 
-    at_the_door(tmp_path, scenario, buffered_bytes=3 << 20, body_s=30)
+    at_the_door(tmp_path, scenario, buffered_bytes=3 << 20, body_s=30, linger_s=30)
 
 
 def test_small_bodies_are_bounded_together(tmp_path):
@@ -230,7 +230,7 @@ def test_small_bodies_are_bounded_together(tmp_path):
         assert door.app.held_bytes <= 3 << 20
         assert any(connection.under_way for connection in door.app.connections)
 
-    at_the_door(tmp_path, scenario, buffered_bytes=3 << 20, body_s=30)
+    at_the_door(tmp_path, scenario, buffered_bytes=3 << 20, body_s=30, linger_s=30)
 
 
 def test_one_client_too_many_is_counted(tmp_path):
@@ -392,7 +392,7 @@ def test_ten_thousand_connections_are_served_by_one_process(make_receiver, clien
         after = memory_bytes(receiver, "VmHWM")
         print(f"{clients} connections: {before / MIB:.0f} MiB before, {after / MIB:.0f} MiB at most")
         record_property("connections", clients)
-        assert after - before < clients * 24 * 1024  # as tests/benchmark would: 24 KiB each, all included
+        assert after - before < clients * 24 * 1024
     assert receiver.stop() == 0
     (counters,) = [facts["counters"] for facts in read_stats(receiver.settings.data_dir)]
     assert counters["acked_records.traces"] == 2 * clients
