@@ -187,6 +187,14 @@ def test_a_repeated_segment_counts_once_on_a_cluster(cluster_store, write_segmen
     assert not stored.unequal
 
 
+def test_every_statement_waits_for_all_shards(bare_cluster):
+    """An insert is over when it is everywhere, with its token; a statement for all machines has no rows to give."""
+    asked = (
+        "SELECT getSetting('distributed_foreground_insert') AS waits, getSetting('distributed_ddl_output_mode') AS told"
+    )
+    assert bare_cluster.query(asked) == [{"waits": True, "told": "none"}]
+
+
 def test_a_view_row_lies_where_its_table_says(cluster_store, write_segment):
     """The key of a table that a view fills is that of its source's row, or there is none: queries may skip shards."""
     insert(cluster_store, load_of_everything(write_segment))
