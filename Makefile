@@ -20,8 +20,8 @@ help:
 	@echo "make test         all tests, against the built wheel, with coverage; some: make test TESTS=tests/unit"
 	@echo "                  without the real vLLM, whose environment takes 2 min and 4 GB: make test VLLM=skip"
 	@echo "                  without the real tritonserver, whose environment takes 1 min and 430 MB: make test TRITON=skip"
-	@echo "make soak         kill -9 of receivers and writer in 240 random rounds; more or fewer: make soak ROUNDS=1000"
-	@echo "                  then each fuzzer for 5 minutes, where atheris can be installed; FUZZ_SECONDS=60: a minute"
+	@echo "make soak         an hour and a half: kill -9 in 240 random rounds (ROUNDS), fuzzing of each door (FUZZ_SECONDS),"
+	@echo "                  half an hour under load (AXONIZE_SOAK_MINUTES)"
 	@echo "make test-sdk     tests of what runs beside inference"
 	@echo "make test-server  tests of the collector"
 	@echo "make test-hf      every task and mode on every version of transformers that is tried, against the docs"
@@ -56,6 +56,7 @@ soak: $(VENV)/.wheel $(VENV)/.tools
 	AXONIZE_TEST_KILL_ROUNDS=$(or $(ROUNDS),240) $(BIN)/pytest -s tests/e2e/test_kill.py
 	-$(PIP) install -q --group fuzz
 	for door in http grpc spool; do $(BIN)/python tests/fuzz/run.py $$door $(or $(FUZZ_SECONDS),300) || exit 1; done
+	$(BIN)/python tests/benchmark/run.py --strict soak
 
 test-sdk: $(VENV)/.wheel $(VENV)/.tools
 	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(HF_MATRIX) --ignore=tests/vllm --ignore=tests/tritonserver -m "not server"
