@@ -15,6 +15,7 @@ import pytest
 
 from axonize_server.appender import Appender, Usage
 from axonize_server.health import Counters, Health
+from axonize_server.migrate import migrate_store
 from axonize_server.registry.address import open_registry
 from axonize_server.spool import SpoolFullError, header_message, sealed_segments
 from axonize_server.store.clickhouse import ClickHouseStore
@@ -210,3 +211,32 @@ def test_an_outage_is_held_against_no_segment(no_retries, clickhouse_front, sett
     assert writer.store_sealed()
     assert (counters.refused_segments, counters.stored_segments) == (0, 1)
     assert [segment.id for segment in sealed_segments(settings.spool_dir)] == [segments[0].id]
+
+
+def test_several_collectors_in_front_of_one_store(no_retries, clickhouse_front, settings, tmp_path):
+    """Each has a spool and a writer of its own, and begins by bringing the schema up to date: together they count once."""
+    places = [settings.model_copy(update={"data_dir": tmp_path / name}) for name in ("one", "two", "three")]
+    everyone = [Senders(place, MAX_BYTES, 1) for place in places]
+    for senders in everyone:
+        senders.tick(20)
+    clickhouse_front.insert_faults = iter([None, lost_answer, None, lost_answer])  # done, and asked for again
+    failures = []
+
+    def collect(place):
+        try:
+            with contextlib.closing(ClickHouseStore(no_retries.dsn)) as store:
+                assert migrate_store(store, place) == []
+                Writer(store, place, Counters(), threading.Event()).store_sealed()
+        except BaseException as e:
+            failures.append(e)
+            raise
+
+    threads = [threading.Thread(target=collect, args=(place,)) for place in places]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert [list(sealed_segments(place.spool_dir)) for place in places] == [[], [], []]
+    everyone[0].acknowledged |= everyone[1].acknowledged | everyone[2].acknowledged
+    check_ledger(no_retries, everyone[0])
