@@ -7,6 +7,7 @@ several shards, replicas and Keeper work together.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -51,10 +52,13 @@ def cluster_url(tmp_path_factory):
             stdout=subprocess.PIPE,
             stderr=log,
             cwd=directory,
+            env={**os.environ, "PYTHONPATH": str(SERVE.parent)},  # PYTHONSAFEPATH, where set, leaves its folder out
             text=True,
         ) as process,
     ):
-        yield process.stdout.readline().strip()
+        url = process.stdout.readline().strip()
+        assert url, (directory / "log").read_text()
+        yield url
         process.kill()
 
 
