@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import httpx
 
+from vllm_server import running_first
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -170,4 +172,5 @@ def run(base_url: str, asked: list[dict[str, Any]], concurrency: int = 1) -> lis
 
             return await asyncio.gather(*(one(k, dict(question)) for k, question in enumerate(asked)))
 
-    return asyncio.run(all_of_it())
+    with running_first():
+        return asyncio.run(all_of_it())

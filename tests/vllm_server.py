@@ -19,14 +19,19 @@ from typing import TYPE_CHECKING
 import psutil
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vllm_capture import Capture
 
-__all__ = ["Server", "Surroundings"]
+__all__ = ["FIRST", "Server", "Surroundings", "running_first"]
 
-READY_S = 180.0
+READY_S, AGENT_STARTS_S = 180.0, 15.0
 END_S = 60.0
 AGENT_END_S = 30.0
 OFFLINE_S = 180.0
+FIRST = (os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+"""Before all that is not; for a thread itself, and not for what it starts."""
+LATER = 10
 
 # Small and quiet: 1 GiB for keys and values, one thread (more make a step 20 times longer), no network.
 QUIET = {
@@ -51,6 +56,24 @@ def make_llm(**more):
 def report(facts):
     print("facts: " + json.dumps(facts), flush=True)
 """
+
+
+@contextlib.contextmanager
+def running_first() -> Iterator[None]:
+    """Let the calling thread run before whatever spins, where that is allowed: it is a client with a core of its own."""
+    try:
+        os.sched_setscheduler(0, *FIRST)
+    except PermissionError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def _threads(pid: int) -> list[int]:
+    return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
 class Surroundings:
@@ -116,6 +139,7 @@ class Server:
 
     def __init__(self, surroundings: Surroundings, model: Path, flags: tuple[str, ...], *, axonize: bool = True):
         self.surroundings, self.capture = surroundings, surroundings.capture
+        self._axonize = axonize
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -152,6 +176,28 @@ class Server:
             assert self._process.poll() is None, f"the server ended with {self._process.returncode}:\n{self.log}"
             assert time.monotonic() < deadline, f"the server is not ready after {READY_S:.0f} s:\n{self.log}"
             time.sleep(0.2)
+        self._let_the_front_end_run()
+        self._let_the_agent_start(time.monotonic() + AGENT_STARTS_S)
+
+    def _let_the_agent_start(self, deadline: float) -> None:
+        """Wait a while for the agent, where there will be one: beside engines that spin it starts late."""
+        if self._axonize and "AXONIZE_AGENT" not in self.surroundings.env:
+            while not list(self.surroundings.runtime.glob("agent-*.sock")) and time.monotonic() < deadline:
+                time.sleep(0.1)
+
+    def _let_the_front_end_run(self) -> None:
+        """Let the API server run when it has something to do, as where it has a core.
+
+        The engine core and its worker wait by spinning. On two cores the API server is told of a token only when
+        their slice of time is over: whole answers then come at once, and nobody can go away in the middle of one.
+        """
+        try:
+            for thread in _threads(self.pid):
+                os.sched_setscheduler(thread, *FIRST)
+        except PermissionError:
+            for pid in (*self.engine_pids, *self.worker_pids):
+                for thread in _threads(pid):
+                    os.setpriority(os.PRIO_PROCESS, thread, LATER)
 
     def is_healthy(self) -> bool:
         try:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Story", "agent_facts", "check", "check_agent", "check_answers", "chunks", "settle", "unsampled"]
 
+AGENT_STARTS_S = 30.0
 PHASES = ("queue", "prefill", "decode", "preempted")
 CLEAN = ("records_dropped", "records_unknown", "records_orphaned", "engines_lost", "encoder_failures",
          "answers_dropped", "requests_without_engine", "requests_without_front_end", "requests_late")  # fmt: skip
@@ -137,8 +138,16 @@ def check_answers(stories: Iterable[Story], answers: Iterable[Answer], prefix: s
 
 
 def agent_facts(surroundings: Surroundings) -> dict[str, Any]:
-    """Return what the one agent of these surroundings says of itself; while its engine lives."""
-    (path,) = surroundings.runtime.glob("agent-*.sock")
+    """Return what the one agent of these surroundings says of itself; while its engine lives.
+
+    Raises:
+        AssertionError: it does not listen, also not after a while: it may start later than an engine that spins.
+    """
+    deadline = time.monotonic() + AGENT_STARTS_S
+    while not (found := list(surroundings.runtime.glob("agent-*.sock"))):
+        assert time.monotonic() < deadline, f"no agent in {surroundings.runtime}"
+        time.sleep(0.1)
+    (path,) = found
     return agent_status(path)
 
 

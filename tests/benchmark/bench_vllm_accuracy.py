@@ -40,7 +40,7 @@ def run(requests: int = REQUESTS) -> list[Row]:
         server = Server(Surroundings(Path(directory), capture), Path(tiny_model()), ())
         try:
             server.wait_ready()
-            _prefer(server.pid)
+            _prefer()
             ask(server, 1, 20, "warm")
             alone = ask(server, 1, requests, "alone")
             many = ask(server, 32, 4 * requests, "many")
@@ -53,13 +53,12 @@ def run(requests: int = REQUESTS) -> list[Row]:
     return [*agreement(seen, alone), *split(seen, many), words(seen, alone + many)]
 
 
-def _prefer(server_pid: int) -> None:
-    """Let the API server, this process and the clients it starts run before whatever spins, where that is allowed."""
+def _prefer() -> None:
+    """Let this process and the clients it starts run before whatever spins, where that is allowed."""
     try:
-        for thread in (0, *(int(task.name) for task in Path(f"/proc/{server_pid}/task").iterdir())):
-            os.sched_setscheduler(thread, os.SCHED_RR, os.sched_param(1))
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     except PermissionError:
-        print("bench_vllm_accuracy: no right to SCHED_RR, so client and server wait for their turn", file=sys.stderr)
+        print("bench_vllm_accuracy: no right to SCHED_RR, so the client waits for its turn", file=sys.stderr)
 
 
 def ask(server, concurrency: int, count: int, prefix: str) -> list[dict]:
