@@ -21,7 +21,7 @@ help:
 	@echo "                  without the real vLLM, whose environment takes 2 min and 4 GB: make test VLLM=skip"
 	@echo "                  without the real tritonserver, whose environment takes 1 min and 430 MB: make test TRITON=skip"
 	@echo "make soak         an hour and a half: kill -9 in 240 random rounds (ROUNDS), fuzzing of each door (FUZZ_SECONDS),"
-	@echo "                  half an hour under load (AXONIZE_SOAK_MINUTES)"
+	@echo "                  half an hour under load (SOAK_MINUTES)"
 	@echo "make test-sdk     tests of what runs beside inference"
 	@echo "make test-server  tests of the collector"
 	@echo "make test-hf      every task and mode on every version of transformers that is tried, against the docs"

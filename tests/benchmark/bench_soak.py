@@ -1,6 +1,6 @@
 """Half an hour of a collector with ClickHouse inside, at 60 % of what it can store: memory, acknowledgements, visibility.
 
-``AXONIZE_SOAK_MINUTES`` makes it shorter or longer. What it can store is found first, by sending until the spool stays as
+``SOAK_MINUTES`` makes it shorter or longer. What it can store is found first, by sending until the spool stays as
 it is: bodies of 512 spans of 1 KB, as fast as they are taken, which is more than is stored. Everything shares this machine.
 """
 
@@ -22,7 +22,7 @@ from bench_visible import visible_after_s
 from axonize_server.local import LocalCollector, free_port
 from otlp_bodies import trace_body
 
-MINUTES = float(os.environ.get("AXONIZE_SOAK_MINUTES", "30"))
+MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
 LOAD = 0.6
 SPANS, BODIES, SENDERS = 512, 48, 2
 FIND_S, LOOK_S, PROBE_S = 30.0, 5.0, 3.0

@@ -108,7 +108,7 @@ class Rounds:
             peer_name=f"off/off; {self._all('gaps', share)}; OTel spans {text(naive)}; {rate:.0f} executes/s, {self.done} rounds",
             ratio=f"± {on.half_width:.1%}",
             target="within off/off" if share > 0.9 else "(printed)",
-            met=share < 0.9 or on.low <= max(control.high, 0),
+            met=share < 0.9 or on.share <= max(control.high, 0),
         )
 
     def latency_row(self, protocol: str, share: float) -> Row:
