@@ -34,6 +34,8 @@ _DOUBLE = Struct("<cd").pack
 _HAS_IS_REMOTE, _IS_REMOTE = 0x100, 0x200
 _SMALL = [bytes((number,)) for number in range(128)]
 _INT64 = 1 << 63
+_KEPT_LENGTH = 256
+"""Longer texts are encoded each time: a plugin's may be of any length, and what is kept must not be."""
 
 
 class _Unusual(Exception):  # noqa: N818 - no error: another way is taken
@@ -87,7 +89,7 @@ def _span(span: ReadableSpan) -> bytes:
         encode = _VALUES.get(type(value))
         if encode is None:
             raise _Unusual
-        if encode is _of_str:
+        if type(value) is str and len(value) <= _KEPT_LENGTH:
             parts.append(_string(key, value))
         else:
             both = _key(key) + encode(value)

@@ -102,6 +102,13 @@ def test_ours_are_encoded_here(monkeypatch):
     assert seen == made[:1]
 
 
+def test_long_texts_are_not_kept():
+    """A plugin may add a prompt to each span; the agent's memory stays as it is."""
+    span_encoder._string.cache_clear()
+    encode_traces([usual(prompt=f"{n}" * 1000, phase="decode") for n in range(1, 10)])
+    assert span_encoder._string.cache_info().currsize == 1
+
+
 def test_spans_of_one_resource_stand_together():
     """As the official encoder groups them, in their order."""
     made = [usual(RESOURCES[n % 2], n=n) for n in range(6)]
