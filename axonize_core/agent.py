@@ -234,10 +234,14 @@ def main(arguments: list[str] | None = None) -> None:
 def _leave_parent() -> None:
     """Go on in a child, and let the engine's process see its own child end: loaded, and no longer its concern.
 
-    No thread runs yet. Why an agent must not stay a child stands in ``starter.py``.
+    No thread runs yet. Why an agent must not stay a child stands in ``starter.py``. It stays in the engine's session
+    (``cpus.give_way``), but in a process group of its own, so that Ctrl-C in the engine's terminal is for the engine,
+    and is not ended with that terminal either: what the engine said last is still to be sent.
     """
     if os.fork():
         os._exit(0)
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

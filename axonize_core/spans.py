@@ -17,6 +17,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from axonize_core import __version__
 from axonize_core import attributes as names
+from axonize_core.cpus import yielding
 from axonize_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -66,25 +67,29 @@ class Spans:
         """Build the request span, and inside it those of the times in which no step worked on it."""
         sampled = [e for e in events if e.ref.sampled]
         extra = self._plugins.call("axonize_span_attributes", events=sampled)
-        spans = [self._request(e, [m[i] for m in extra]) for i, e in enumerate(sampled)]
-        spans += [self._part(e, "queue", e.start_ns, e.queue_ns) for e in sampled if e.queue_ns is not None]
+        spans = [self._request(e, [m[i] for m in extra]) for i, e in enumerate(yielding(sampled))]
+        spans += [self._part(e, "queue", e.start_ns, e.queue_ns) for e in yielding(sampled) if e.queue_ns is not None]
         spans += [self._part(e, "preempted", *preemption) for e in sampled for preemption in e.preemptions]
         self._publish(spans)
 
     @hookimpl
     def axonize_prefills(self, events: Sequence[PrefillEvent]) -> None:
         """Build prefill spans."""
-        self._publish([self._phase("prefill", names.INPUT_TOKENS, e, _chunks(e)) for e in events if e.ref.sampled])
+        self._publish(
+            [self._phase("prefill", names.INPUT_TOKENS, e, _chunks(e)) for e in yielding(events) if e.ref.sampled]
+        )
 
     @hookimpl
     def axonize_decodes(self, events: Sequence[DecodeEvent]) -> None:
         """Build decode spans with the statistics of the times between tokens."""
-        self._publish([self._phase("decode", names.OUTPUT_TOKENS, e, _gaps(e)) for e in events if e.ref.sampled])
+        self._publish(
+            [self._phase("decode", names.OUTPUT_TOKENS, e, _gaps(e)) for e in yielding(events) if e.ref.sampled]
+        )
 
     @hookimpl
     def axonize_batches(self, events: Sequence[BatchEvent]) -> None:
         """Build one span per engine step, with its members as packed bytes."""
-        self._publish([self._batch(e) for e in events])
+        self._publish([self._batch(e) for e in yielding(events)])
 
     def _publish(self, spans: list[ReadableSpan]) -> None:
         if spans:

@@ -99,7 +99,6 @@ class AgentStarter:
                 stdout=log,
                 stderr=log,
                 cwd=directory,
-                start_new_session=True,
                 pass_fds=(lock_fd,),
             )
         self._started_at = self._clock()

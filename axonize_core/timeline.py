@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from axonize_core.answers import Answer
 from axonize_core.batches import Batches
 from axonize_core.chunks import as_one
+from axonize_core.cpus import yielding
 from axonize_core.events import BatchEvent, DecodeEvent, PrefillEvent, RequestEvent, RequestRef, SourceInfo
 from axonize_core.executions import Executions, told
 from axonize_core.frames import Kind
@@ -101,7 +102,7 @@ class Timeline:
         self._next_seq, self.dropped_total, self.errors = frame.seq + 1, frame.dropped_total, frame.errors
         for source_id, value in frame.sources:
             self._source(source_id, value)
-        for record in frame.records:
+        for record in yielding(frame.records):
             self._take(record.kind, record.handle, record.payload, record.t_ns, events)
         self._expire(frame.mono_ns, events)
         return events

@@ -229,11 +229,11 @@ class Server:
         return found
 
     def _members(self) -> list[psutil.Process]:
-        """Return all that is alive of this server: its session, which orphans stay in and the agent leaves."""
+        """Return all that is alive of this server: its process group, which the agent leaves."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if os.getsid(process.pid) == self._process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                if os.getpgid(process.pid) == self._process.pid and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["BenchError", "MeasuredAgent", "running_agent", "running_sink"]
+__all__ = ["BenchError", "MeasuredAgent", "running_agent", "running_sink", "started_agent"]
 
 _START_S = 30.0
 _DRAIN_S = 20.0
@@ -31,9 +31,9 @@ class BenchError(AxonizeError):
 class MeasuredAgent:
     """A node agent: what it says of itself, its CPU time and its memory; unknown where there is no /proc."""
 
-    def __init__(self, path: Path, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, path: Path, pid: int) -> None:
         self.path = path
-        self._process = process
+        self._pid = pid
 
     def facts(self) -> dict[str, Any]:
         """Return what ``axonize doctor`` would be told."""
@@ -42,7 +42,7 @@ class MeasuredAgent:
     def cpu_s(self) -> float | None:
         """Return the CPU time used so far, all threads, in seconds."""
         try:
-            with open(f"/proc/{self._process.pid}/stat", encoding="ascii") as stat:  # noqa: PTH123 - no path to handle
+            with open(f"/proc/{self._pid}/stat", encoding="ascii") as stat:  # noqa: PTH123 - no path to handle
                 fields = stat.read().rpartition(")")[2].split()
         except OSError:
             return None
@@ -52,7 +52,7 @@ class MeasuredAgent:
     def rss_bytes(self) -> int | None:
         """Return the resident memory."""
         try:
-            with open(f"/proc/{self._process.pid}/statm", encoding="ascii") as statm:  # noqa: PTH123 - same
+            with open(f"/proc/{self._pid}/statm", encoding="ascii") as statm:  # noqa: PTH123 - same
                 return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         except OSError:
             return None
@@ -90,6 +90,17 @@ def running_sink() -> Iterator[str]:
         process.communicate()
 
 
+def started_agent(runtime: Path) -> MeasuredAgent:
+    """Return the agent that an engine with this runtime directory started.
+
+    Raises:
+        BenchError: there is none.
+    """
+    for path in runtime.glob("agent-*.sock"):
+        return MeasuredAgent(path, agent_status(path)["pid"])
+    raise BenchError(f"no agent was started in {runtime}")
+
+
 @contextmanager
 def running_agent(path: Path, environment: Mapping[str, str]) -> Iterator[MeasuredAgent]:
     """Run an agent on this socket; its log lies beside it.
@@ -102,7 +113,7 @@ def running_agent(path: Path, environment: Mapping[str, str]) -> Iterator[Measur
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        agent = MeasuredAgent(path, process)
+        agent = MeasuredAgent(path, process.pid)
         _wait(agent, process, log_path)
         yield agent
     finally:

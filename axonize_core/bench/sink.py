@@ -10,6 +10,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from axonize_core.cpus import give_way
+
 __all__ = ["main"]
 
 
@@ -28,7 +30,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    """Serve until standard input ends."""
+    """Serve until standard input ends, after all others: a collector has a machine of its own."""
+    give_way()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.trace import SpanKind
 
+from axonize_core.cpus import yielding
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
@@ -45,7 +47,7 @@ class _Unusual(Exception):  # noqa: N818 - no error: another way is taken
 def encode_traces(spans: Sequence[ReadableSpan]) -> bytes:
     """Return one ExportTraceServiceRequest, in which spans of one resource and scope stand together."""
     groups: dict[Any, tuple[ReadableSpan, list[bytes]]] = {}
-    for span in spans:
+    for span in yielding(spans):
         key = (span.resource, span.instrumentation_scope)
         group = groups.get(key)
         if group is None:

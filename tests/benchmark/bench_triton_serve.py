@@ -7,7 +7,6 @@ The agent, a process of its own, exports what it is told to a sink meanwhile. ``
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from bench_table import Row
 from bench_triton_clients import Grpc, Http
 from bench_triton_server import add_model, running_server, say_rows
 
-from axonize_core.bench.agent_process import counters, running_agent, running_sink
+from axonize_core.bench.agent_process import counters, running_sink, started_agent
 from axonize_core.bench.intervals import Interval, paired_interval, quantile
 
 SECONDS = 200.0
@@ -34,7 +33,6 @@ def run(seconds: float = SECONDS) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="axonize-bench-") as name, running_sink() as endpoint:
         home = Path(name)
         env = {
-            "AXONIZE_AGENT": f"unix://{home / 'agent.sock'}",
             "AXONIZE_RUNTIME_DIR": name,
             "AXONIZE_STATE_DIR": f"{name}/state",
             "AXONIZE_GPU_PROVIDER": "none",
@@ -42,13 +40,13 @@ def run(seconds: float = SECONDS) -> list[Row]:
         }
         for way in WAYS:
             add_model(home / "models", way, "serve", way="off" if way == "control" else way)
-        with running_agent(home / "agent.sock", {**os.environ, **env}) as agent:
-            with running_server(home / "server", home / "models", env) as server:
-                rounds = Rounds(server)
-                deadline = time.monotonic() + seconds
-                while rounds.done < LEAST_ROUNDS or time.monotonic() < deadline:
-                    rounds.round()
-                rounds.close()
+        with running_server(home / "server", home / "models", env) as server:
+            rounds = Rounds(server)
+            agent = started_agent(home)
+            deadline = time.monotonic() + seconds
+            while rounds.done < LEAST_ROUNDS or time.monotonic() < deadline:
+                rounds.round()
+            rounds.close()
             facts = agent.drained()
     spans = counters(facts).get("spans_exported", 0)
     lost = {what: count for what, count in facts["counts"].items() if count and what != "records"}

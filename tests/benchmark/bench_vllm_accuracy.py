@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -40,7 +39,6 @@ def run(requests: int = REQUESTS) -> list[Row]:
         server = Server(Surroundings(Path(directory), capture), Path(tiny_model()), ())
         try:
             server.wait_ready()
-            _prefer()
             ask(server, 1, 20, "warm")
             alone = ask(server, 1, requests, "alone")
             many = ask(server, 32, 4 * requests, "many")
@@ -51,14 +49,6 @@ def run(requests: int = REQUESTS) -> list[Row]:
             capture.close()
     seen = Seen(capture)
     return [*agreement(seen, alone), *split(seen, many), words(seen, alone + many)]
-
-
-def _prefer() -> None:
-    """Let this process and the clients it starts run before whatever spins, where that is allowed."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-    except PermissionError:
-        print("bench_vllm_accuracy: no right to SCHED_RR, so the client waits for its turn", file=sys.stderr)
 
 
 def ask(server, concurrency: int, count: int, prefix: str) -> list[dict]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from axonize_core.cpus import NICE
 from axonize_core.doctor import agent_status
 
 PRELUDE = """
@@ -265,6 +266,20 @@ def test_an_engine_that_pinned_itself_does_not_pin_its_agent(engine, early):
     assert os.sched_getaffinity(agent_status(path)["pid"]) == os.sched_getaffinity(0)
     process.stdin.close()
     process.wait(20)
+
+
+def test_the_agent_is_in_its_engines_session_but_not_ended_with_the_terminal(engine, otlp_sink):
+    """Its niceness counts against the engine only there; Ctrl-C goes to the engine's process group, a hang-up to both."""
+    process = engine("request('first'); print(rec.flush(20), flush=True); sys.stdin.readline(); request('last')")
+    assert process.stdout.readline() == "True\n"
+    (path,) = engine.sockets()
+    agent = agent_status(path)["pid"]
+    assert os.getsid(agent) == os.getsid(process.pid)
+    assert os.getpgid(agent) == agent
+    assert os.getpriority(os.PRIO_PROCESS, agent) == min(19, os.getpriority(os.PRIO_PROCESS, process.pid) + NICE)
+    os.kill(agent, signal.SIGHUP)
+    process.communicate("\n", timeout=30)
+    otlp_sink.wait(lambda s: names(s).count("request") == 2)
 
 
 def test_records_are_not_lost_when_the_process_exits_at_once(engine, otlp_sink):
