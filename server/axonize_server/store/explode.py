@@ -21,12 +21,13 @@ _KINDS = {
     "float": ("double_value", "Float64"),
     "bool": ("bool_value", "Bool"),
 }
-_VALUE = {**dict.fromkeys(_KINDS, "assumeNotNull({})"), "bool": "assumeNotNull({}) != 0"}
+_VALUE = {**dict.fromkeys(_KINDS, "assumeNotNull(v)"), "bool": "assumeNotNull(v) != 0"}
+_NOT_SCALAR = ("array_value", "kvlist_value", "bytes_value")
 # What has no scalar type: a letter for its kind, then its bytes as they came.
 _RAW = (
-    "multiIf(isNotNull({value}.array_value), concat('a', assumeNotNull({value}.array_value)),"
-    " isNotNull({value}.kvlist_value), concat('k', assumeNotNull({value}.kvlist_value)),"
-    " isNotNull({value}.bytes_value), concat('b', assumeNotNull({value}.bytes_value)), 'u')"
+    "multiIf(isNotNull({array_value}), concat('a', assumeNotNull({array_value})),"
+    " isNotNull({kvlist_value}), concat('k', assumeNotNull({kvlist_value})),"
+    " isNotNull({bytes_value}), concat('b', assumeNotNull({bytes_value})), 'u')"
 )
 
 
@@ -65,22 +66,28 @@ def _scopes(signal: str, source: str) -> str:
 
 
 def _maps(prefix: str, attributes: str) -> dict[str, str]:
-    """Give the five maps of a list of attributes, which together hold all of them."""
-    maps = {
-        f"{prefix}_{kind}": _map(
-            _VALUE[kind].format(f"x.value.{field}"), f"isNotNull(x.value.{field})", attributes, sql
-        )
-        for kind, (field, sql) in _KINDS.items()
-    }
-    no_scalar = " AND ".join(f"isNull(x.value.{field})" for field, _ in _KINDS.values())
-    return {**maps, f"{prefix}_raw": _map(_RAW.format(value="x.value"), no_scalar, attributes, "String")}
+    """Give the five maps of a list of attributes, which together hold all of them.
+
+    Filtered is column by column, and only what a map keeps: filtering the attributes as they are copies all eight
+    columns of each, for every map. Keys are looked up in their dictionary once.
+    """
+    keys = f"CAST({attributes}.key, 'Array(LowCardinality(String))')"
+    fields = {field: f"{attributes}.value.{field}" for field, _ in _KINDS.values()}
+    maps = {}
+    for kind, (field, sql_type) in _KINDS.items():
+        its_keys = f"arrayFilter((k, v) -> isNotNull(v), {keys}, {fields[field]})"
+        values = f"arrayMap(v -> {_VALUE[kind]}, arrayFilter(v -> isNotNull(v), {fields[field]}))"
+        maps[f"{prefix}_{kind}"] = _map(its_keys, values, sql_type)
+    scalars = ", ".join(fields)
+    no_scalar = " AND ".join(f"isNull({field})" for field in fields)
+    kept = f"arrayFilter((x, {scalars}) -> {no_scalar}, {{}}, {', '.join(fields.values())})"
+    raw = ", ".join(kept.format(f"{attributes}.value.{field}") for field in _NOT_SCALAR)
+    values = f"arrayMap(({', '.join(_NOT_SCALAR)}) -> {_RAW.format(**{field: field for field in _NOT_SCALAR})}, {raw})"
+    return {**maps, f"{prefix}_raw": _map(kept.format(keys), values, "String")}
 
 
-def _map(value: str, condition: str, attributes: str, sql_type: str) -> str:
-    return (
-        f"CAST(arrayMap(x -> (x.key, {value}), arrayFilter(x -> {condition}, {attributes})),"
-        f" 'Map(LowCardinality(String), {sql_type})')"
-    )
+def _map(keys: str, values: str, sql_type: str) -> str:
+    return f"CAST(({keys}, {values}), 'Map(LowCardinality(String), {sql_type})')"
 
 
 def _time(nanoseconds: str) -> str:
@@ -150,7 +157,7 @@ _LOG = {
         " isNotNull(g.body.int_value), concat('i', toString(assumeNotNull(g.body.int_value))),"
         " isNotNull(g.body.double_value), concat('d', reinterpretAsFixedString(assumeNotNull(g.body.double_value))),"
         " isNotNull(g.body.bool_value), if(assumeNotNull(g.body.bool_value), 't', 'f'),"
-        f" {_RAW.format(value='g.body')})"
+        f" {_RAW.format(**{field: f'g.body.{field}' for field in _NOT_SCALAR})})"
     ),
     **_maps("attrs", "g.attributes"),
     "attrs_dropped": "g.dropped_attributes_count",
