@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["ApiServer", "make_app"]
 
 _THREADS = 4
+_READY_S = 5.0
 _MOST = 1000
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
@@ -103,6 +104,7 @@ class _Handlers:
         self._health = health
         self._tenant = tenant
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="axonize-query")
+        self._looking: asyncio.Future[str | None] | None = None
 
     async def requests(self, request: Request) -> Response:
         asked = _Asked(request, "limit", "since", "service", "model", "status")
@@ -179,7 +181,13 @@ class _Handlers:
         return PlainTextResponse("ok\n")
 
     async def ready(self, _: Request) -> Response:
-        missing = await self._run(self._health.not_ready)
+        """Say so within seconds: a store that takes connections and then is silent is asked once, not by each probe."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.ensure_future(self._run(self._health.not_ready))
+        try:
+            missing = await asyncio.wait_for(asyncio.shield(self._looking), _READY_S)
+        except asyncio.TimeoutError:
+            missing = f"the store does not answer within {_READY_S:g} s"
         return PlainTextResponse(f"{missing or 'ready'}\n", 503 if missing else 200)
 
     async def metrics(self, _: Request) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import time
 from datetime import datetime, timedelta, timezone
 
@@ -339,6 +340,22 @@ def test_a_store_that_went_away(clickhouse_front, http_store, settings):
         assert client.get("/api/v1/health").json()["status"] == "degraded"
         assert client.get("/healthz").status_code == 200
         clickhouse_front.away = False
+        assert client.get("/readyz").status_code == 200
+
+
+def test_a_silent_store_is_not_ready_within_seconds(http_store, settings, monkeypatch):
+    """It takes connections and never answers: probes are told so, one question waits for it, and it may come back."""
+    monkeypatch.setattr("axonize_server.api._READY_S", 0.2)
+    health = Health(settings, http_store, open_registry(settings.registry), Counters())
+    speaks, asked = threading.Event(), []
+    monkeypatch.setattr(http_store, "ping", lambda: bool(asked.append(1)) or speaks.wait(30))
+    write_stats(settings.data_dir, 0, {})
+    with TestClient(make_app(http_store, open_registry(settings.registry), health, "default")) as client:
+        for _ in range(3):
+            answer = client.get("/readyz")
+            assert (answer.status_code, answer.text) == (503, "the store does not answer within 0.2 s\n")
+        assert len(asked) == 1
+        speaks.set()
         assert client.get("/readyz").status_code == 200
 
 
