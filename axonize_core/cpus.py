@@ -45,7 +45,7 @@ def give_way() -> None:
 
     Niceness counts among the processes of a session only: Linux shares CPUs out between sessions first
     (``sched_autogroup``), so the agent stays in the session of the engine that started it. With one of its own, made
-    nice as well, clients of a busy engine in a third session waited up to 230 ms for a CPU (docs/benchmarks.md).
+    nice as well, clients of a busy engine in a third session waited up to 230 ms for a CPU (docs/adr/0009).
     """
     with contextlib.suppress(OSError):
         os.nice(NICE)
