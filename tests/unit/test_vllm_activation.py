@@ -24,6 +24,7 @@ def environment(monkeypatch, tmp_path):
     for name in ("AXONIZE_ENABLED", "AXONIZE_DISABLED", "OTEL_SDK_DISABLED", "ENVIRONMENT"):
         monkeypatch.setenv(name, "")  # so that what enable() sets is taken back as well
     monkeypatch.setenv("AXONIZE_OPT_OUT_FILE", str(tmp_path / "none"))
+    get_settings.cache_clear()  # another test may have read them
     yield monkeypatch
     get_settings.cache_clear()
 
