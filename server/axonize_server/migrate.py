@@ -247,6 +247,8 @@ def _variables(database: str, settings: Settings, cluster: str = "") -> dict[str
         "on_cluster": on_cluster(cluster),
         **engine_variables(cluster, _DEDUP_WINDOW),
         **{name: str(getattr(settings, name)) for name in _TTLS},
+        # Spans are found by their trace's totals.
+        "ttl_traces_days": str(max(settings.ttl_traces_days, settings.ttl_spans_days)),
     }
 
 

@@ -21,6 +21,8 @@ Row = dict[str, Any]
 
 _TIME = "concat(replaceOne(toString(start_time), ' ', 'T'), 'Z')"
 _LONGEST_REQUEST_NS = 86_400 * 10**9
+_NO_END_NS = 2**63 - 1
+_OF_TRACE = "tenant = {tenant:String} AND trace_id = toFixedString(unhex({trace_id:String}), 16)"
 _REQUEST = f"""
     lower(hex(trace_id)) AS trace_id, lower(hex(span_id)) AS span_id, lower(hex(parent_span_id)) AS parent_span_id,
     nullIf(request_id, '') AS request_id, request_seq, nullIf(instance_id, '') AS instance_id,
@@ -85,14 +87,34 @@ def trace(store: ClickHouseStore, *, tenant: str, trace_id: str) -> Row | None:
 
 
 def spans_of(store: ClickHouseStore, *, tenant: str, trace_id: bytes) -> list[TypedSpan]:
-    """Give a trace's spans in start order, every value as it was sent."""
-    rows = store.query(
-        f"SELECT {COLUMNS} FROM {store.database}.spans"
-        " WHERE tenant = {tenant:String} AND trace_id = toFixedString(unhex({trace_id:String}), 16)"
-        " ORDER BY spans.start_time, spans.span_id SETTINGS prefer_column_name_to_alias = 1",
-        {"tenant": tenant, "trace_id": trace_id.hex()},
+    """Give a trace's spans in start order, every value as it was sent.
+
+    Its totals, which are sorted by trace, say when it was and how many spans it has: only that time is looked through.
+    They are kept at least as long as spans.
+    """
+    asked = {"tenant": tenant, "trace_id": trace_id.hex()}
+    (total,) = store.query(
+        "SELECT sum(traces.spans) AS found, toUnixTimestamp64Nano(min(traces.start_time)) AS first_ns,"
+        " toUnixTimestamp64Nano(max(traces.end_time)) AS last_ns"
+        f" FROM {store.database}.traces WHERE {_OF_TRACE}",
+        asked,
     )
+    if not total["found"]:
+        return []
+    rows = _spans_between(store, asked, total["first_ns"], total["last_ns"])
+    if len(rows) < total["found"]:  # some are gone, or one ends before it starts
+        rows = _spans_between(store, asked, total["first_ns"], _NO_END_NS)
     return [typed_span(row) for row in rows]
+
+
+def _spans_between(store: ClickHouseStore, asked: dict[str, str], first_ns: int, last_ns: int) -> list[Row]:
+    return store.query(
+        f"SELECT {COLUMNS} FROM {store.database}.spans WHERE {_OF_TRACE}"
+        " AND spans.start_time BETWEEN fromUnixTimestamp64Nano({first_ns:Int64}, 'UTC')"
+        " AND fromUnixTimestamp64Nano({last_ns:Int64}, 'UTC')"
+        " ORDER BY spans.start_time, spans.span_id SETTINGS prefer_column_name_to_alias = 1",
+        {**asked, "first_ns": first_ns, "last_ns": last_ns},
+    )
 
 
 def batches(

@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     segment_max_age_s: Seconds = Field(1.0, description="Seconds after which a segment is sealed")
     drain_s: Seconds = Field(10.0, description="Seconds given to requests under way, and to the spool, at the end")
     ttl_spans_days: Days = Field(7, description="Days that spans are kept")
-    ttl_traces_days: Days = Field(30, description="Days that per-trace totals are kept")
+    ttl_traces_days: Days = Field(30, description="Days that per-trace totals are kept; at least as long as spans")
     ttl_batches_days: Days = Field(7, description="Days that batches are kept")
     ttl_gpu_metrics_days: Days = Field(30, description="Days that GPU samples are kept")
     ttl_metrics_days: Days = Field(30, description="Days that other metrics are kept")

@@ -96,9 +96,10 @@ def test_dry_run_touches_nothing(empty_store, settings):
     assert registry_columns(registry) == {}
 
 
-def test_the_days_of_the_settings_are_used(empty_store, tmp_path):
-    """How long rows are kept comes from the settings, table by table."""
-    days = {"spans": 3, "traces": 4, "batches": 5, "gpu_metrics": 6, "metrics": 8, "rollups": 9, "logs": 10}
+@pytest.mark.parametrize("of_totals", [2, 4])
+def test_the_days_of_the_settings_are_used(empty_store, tmp_path, of_totals):
+    """How long rows are kept comes from the settings, table by table; a trace's totals stay as long as its spans."""
+    days = {"spans": 3, "traces": of_totals, "batches": 5, "gpu_metrics": 6, "metrics": 8, "rollups": 9, "logs": 10}
     migrate_store(empty_store, Settings(data_dir=tmp_path, **{f"ttl_{name}_days": n for name, n in days.items()}))
     rows = empty_store.query(
         "SELECT name, extract(create_table_query, 'toIntervalDay\\((\\d+)\\)') AS days FROM system.tables"
@@ -107,6 +108,7 @@ def test_the_days_of_the_settings_are_used(empty_store, tmp_path):
     )
     days["requests_1m"] = days["gpu_metrics_1m"] = days.pop("rollups")
     days["gpu_inventory"] = days["spans"]
+    days["traces"] = max(days["traces"], days["spans"])
     assert {row["name"]: int(row["days"]) for row in rows} == days
 
 
