@@ -17,7 +17,7 @@ __all__ = ["CPUS", "give_way", "use", "yielding"]
 
 Item = TypeVar("Item")
 _AT_A_TIME = 16
-"""Records or spans; 0.1 to 0.3 ms of work."""
+"""Records or spans; up to 0.3 ms of work."""
 _OPENMP = ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PLACES", "OMP_PROC_BIND")
 """With these OpenMP pins the thread that loads it: import torch, most of the time before us."""
 
@@ -58,11 +58,11 @@ def use(cpus: Iterable[int]) -> None:
 
 
 def yielding(items: Iterable[Item]) -> Iterator[Item]:
-    """Give the items, and let whoever waits for this CPU have it after every few; costs 0.05 us an item.
+    """Give the items, and let whoever waits for this CPU have it after every few; costs 0.08 us an item.
 
-    Linux with lazy preemption (6.13 and later) lets a thread of the engine that wakes up behind the agent wait there
-    until the next tick, 4 ms, or the agent's next system call, whatever their niceness. Beside Triton on two cores,
-    p99 of a request over gRPC was 3.0 ms without this and 1.3 ms with it; 1.2 ms without an agent.
+    A thread of the engine that woke up behind the agent was seen to wait there for 3 to 4 ms, another CPU idle,
+    whatever their niceness. Beside Triton on two cores, p99 of a request over gRPC was 3.0 ms without this and 1.3 ms
+    with it; 1.1 ms without an agent (docs/adr/0009).
     """
     for number, item in enumerate(items):
         if not number % _AT_A_TIME:
