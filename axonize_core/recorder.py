@@ -61,6 +61,8 @@ class Recorder:
     ``emit(kind, handle, payload=0)`` may be called from any thread: about 0.1 us, never blocks, never raises. It
     stamps the record with ``clock()`` (perf_counter_ns). Full: the newest record is dropped and counted.
     The first ``emit`` of a process, and the first after a fork, starts the shipper.
+
+    Where the call of ``emit`` itself is too dear, ``append`` of a ``Record`` is as good while ``len(queue) < limit``.
     """
 
     clock = staticmethod(time.perf_counter_ns)
@@ -71,14 +73,14 @@ class Recorder:
         self.sources: list[tuple[int, Source]] = []
         self.errors: Counter[str] = Counter()
         self._make_drainer = make_drainer
-        self._queue: deque[Record] = deque()
-        self.take = self._queue.popleft
+        self.queue: deque[Record] = deque()
+        self.append, self.take, self.limit = self.queue.append, self.queue.popleft, 0
         self.emit, self._set_limit = self._build()
         self._reset()
 
     def _build(self) -> tuple[Callable[..., None], Callable[[int], None]]:
         """Return emit and the setter of its limit; a limit of 0 sends every record to the slow path."""
-        queue, append, clock, limit = self._queue, self._queue.append, self.clock, 0
+        queue, append, clock, limit = self.queue, self.append, self.clock, 0
         overflow, record = self._overflow, Record
 
         def emit(kind: int, handle: int, payload: Any = 0) -> None:
@@ -89,7 +91,7 @@ class Recorder:
 
         def set_limit(value: int) -> None:
             nonlocal limit
-            limit = value
+            self.limit = limit = value
 
         return emit, set_limit
 
@@ -101,7 +103,7 @@ class Recorder:
         a full queue stays that of single records.
         """
         events = len(handles)
-        if 0 < events <= MANY_EVENTS and len(self._queue) * MANY_EVENTS < self.capacity:
+        if 0 < events <= MANY_EVENTS and len(self.queue) * MANY_EVENTS < self.capacity:
             self.emit(_MANY, events, (kind, tuple(handles), None if payloads is None else tuple(payloads)))
         else:
             for handle, payload in zip(handles, itertools.repeat(0) if payloads is None else payloads, strict=False):
@@ -110,7 +112,7 @@ class Recorder:
     def _reset(self) -> None:
         """Begin anew: at creation, and in a forked child, whose copy of the parent's records is not its own."""
         self._set_limit(0)
-        self._queue.clear()
+        self.queue.clear()
         self._drainer: _Drainer | None = None
         self._starting = threading.Lock()
         self._drop: Callable[[], int] = itertools.count().__next__
@@ -199,7 +201,7 @@ class Recorder:
 
     def queued(self) -> int:
         """Return the number of records that wait for the shipper."""
-        return len(self._queue)
+        return len(self.queue)
 
     def flush(self, timeout_s: float = 2.0) -> bool:
         """Wait until all records so far were handed to the agent; False when that took too long."""

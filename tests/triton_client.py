@@ -38,13 +38,18 @@ class Client:
 
     @contextlib.contextmanager
     def streaming(self, headers=None):
-        """A stream, on which requests are sent with ``ask`` and answers taken with ``take``; cancelled at its end."""
+        """A stream, on which requests are sent with ``ask`` and answers taken with ``take``.
+
+        What is open at its end is cancelled. A stream without any ends as clients end it: this Triton may crash when a
+        stream is cancelled that just ended (its issue #8034, mended by #8078).
+        """
         answers = queue.SimpleQueue()
         self._client.start_stream(lambda result, error: answers.put((result, error)), headers=headers)
+        stream = _Stream(self._client, answers)
         try:
-            yield _Stream(self._client, answers)
+            yield stream
         finally:
-            self._client.stop_stream(cancel_requests=True)
+            self._client.stop_stream(cancel_requests=stream.open_requests > 0)
 
     def close(self):
         self._client.close()
@@ -59,9 +64,11 @@ class Client:
 class _Stream:
     def __init__(self, client, answers):
         self._client, self._answers = client, answers
+        self.open_requests = 0
 
     def ask(self, model, value, request_id="", **more):
         """Send a request; ``parameters``, ``sequence_id`` and the like as the client takes them."""
+        self.open_requests += 1
         self._client.async_stream_infer(
             model, _inputs(value), request_id=request_id, enable_empty_final_response=True, **more
         )
@@ -74,6 +81,7 @@ class _Stream:
         told = answer.get_response()
         value = answer.as_numpy("OUT")
         last = told.parameters["triton_final_response"].bool_param
+        self.open_requests -= last
         return told.id, None if value is None else float(value.ravel()[0]), last
 
     def all_of(self, count=1):

@@ -37,7 +37,8 @@ TRACED = triton_load.Load(
 )
 SPAN = "cd" * 8
 ATTEMPTS = 3
-"""This Triton crashes in its OpenTelemetry mode under gRPC load, once in some twenty runs (server #7795 is alike)."""
+"""This Triton crashes under gRPC load: with streams that are cancelled (its issue #8034), and in its OpenTelemetry mode
+(#7795 is alike). None of our code runs in that process."""
 
 
 def trace_of(name):
@@ -98,52 +99,47 @@ def run(server, load, **more):
     return expected, statistics
 
 
+def hold(triton_serve, load, headers=lambda _: {}, *, otel=False):
+    """Run a load and hold what was recorded against it; once more where the server crashed. Return the capture."""
+    for _ in range(ATTEMPTS):
+        with triton_serve(otel=otel, exit_s=5) as server:
+            try:
+                expected, statistics = run(server, load, headers=headers)
+            except Exception:
+                if not server.crashed:
+                    raise
+                print(f"the server crashed:\n{server.log[-2000:]}")
+                server.kill()
+                continue
+            check_requests(server.capture, expected)
+            check_batches(server.capture, statistics)
+            return server.capture
+    pytest.fail(f"the server crashed {ATTEMPTS} times")
+
+
 @pytest.mark.timeout(300)
 def test_ten_thousand_requests(triton_serve):
     """Of all kinds, over HTTP and gRPC at once: none is missing, none is there twice, and none is somebody else's."""
     assert MIXED.requests == 10_000
-    with triton_serve(exit_s=5) as server:
-        expected, statistics = run(server, MIXED)
-        check_requests(server.capture, expected)
-        check_batches(server.capture, statistics)
-        batched = [b["ai.batch.size"] for b in server.capture.batches("plain")]
-        assert max(batched) > 1
+    capture = hold(triton_serve, MIXED)
+    assert max(b["ai.batch.size"] for b in capture.batches("plain")) > 1
 
 
 @pytest.mark.timeout(300)
 def test_two_thousand_in_tritons_traces(triton_serve):
     """Each request with all it is made of is in its caller's trace, below a span of Triton's own."""
     assert TRACED.requests == 2_000
-    for _ in range(ATTEMPTS - 1):
-        if not traced_load(triton_serve):
-            return
-    assert not traced_load(triton_serve), f"it crashed {ATTEMPTS} times"
-
-
-def traced_load(triton_serve):
-    """Run it once, and hold it against what must be; say whether the server crashed."""
     said = lambda name: {"traceparent": f"00-{trace_of(name)}-{SPAN}-01"}  # noqa: E731
-    with triton_serve(otel=True, exit_s=5) as server:
-        try:
-            expected, statistics = run(server, TRACED, headers=said)
-        except Exception:
-            if server.crashed:
-                print(f"the server crashed:\n{server.log[-2000:]}")
-                server.kill()
-                return True
-            raise
-        check_requests(server.capture, expected)
-        check_batches(server.capture, statistics)
-        theirs = {s.span_id: s for s in server.capture.tritons()}
-        for span in server.capture.of("request"):
-            parent = theirs[span.parent_id]
-            assert (parent.phase, parent.trace_id) == (model_of(span), span.trace_id)
-            name = span["ai.request.id"].removeprefix("of-")
-            # A stream's headers are those of its first request. Over gRPC this Triton overlooks the caller of one request
-            # in twenty when there are many at a time: then its own span is the first of a trace, and ours below it.
-            if not name.startswith(("stream", "warm")) and span.trace_id != trace_of(name):
-                assert "http" not in name
-                while parent.parent_id in theirs:
-                    parent = theirs[parent.parent_id]
-                assert (parent.phase, parent.parent_id.strip("0")) == ("InferRequest", "")
-    return False
+    capture = hold(triton_serve, TRACED, said, otel=True)
+    theirs = {s.span_id: s for s in capture.tritons()}
+    for span in capture.of("request"):
+        parent = theirs[span.parent_id]
+        assert (parent.phase, parent.trace_id) == (model_of(span), span.trace_id)
+        name = span["ai.request.id"].removeprefix("of-")
+        # A stream's headers are those of its first request. Over gRPC this Triton overlooks the caller of one request
+        # in twenty when there are many at a time: then its own span is the first of a trace, and ours below it.
+        if not name.startswith(("stream", "warm")) and span.trace_id != trace_of(name):
+            assert "http" not in name
+            while parent.parent_id in theirs:
+                parent = theirs[parent.parent_id]
+            assert (parent.phase, parent.parent_id.strip("0")) == ("InferRequest", "")

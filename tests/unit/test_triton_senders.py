@@ -11,6 +11,7 @@ import pytest
 
 import axonize_triton
 from axonize_core import attributes as names
+from axonize_core.recorder import get_recorder
 from axonize_triton import senders as senders_module
 from fix_triton_backend import FINAL, RESCHEDULE, Stub, cancel, sent
 
@@ -48,6 +49,28 @@ def test_a_stream_in_execute(pb_utils, triton_recorded):
         3,
         1,
     )
+
+
+def test_a_full_queue(pb_utils, triton_recorded):
+    """Responses go on to Triton; those that no room was left for are counted as dropped, and the others recorded."""
+    recorder = get_recorder()
+    before = recorder.dropped_total()
+
+    def execute(self, requests):
+        sender = requests[0].get_response_sender()
+        sender.send(pb_utils.InferenceResponse())
+        recorder._set_limit(0)
+        sender.send(pb_utils.InferenceResponse())
+        sender.send(pb_utils.InferenceResponse())
+        recorder._set_limit(recorder.capacity)
+        sender.send(pb_utils.InferenceResponse(), FINAL)
+
+    request = pb_utils.InferenceRequest("a")
+    serve(execute).execute(request)
+    assert [flags for _, flags in sent(request)] == [0, 0, 0, FINAL]
+    assert recorder.dropped_total() - before == 2
+    (told,) = triton_recorded.flush().requests
+    assert (told.error, responses(told)) == (None, 2)
 
 
 def test_threads_that_answer_later(pb_utils, triton_recorded):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from axonize_core.executions import FINAL, RESPONSE
-from axonize_core.frames import Kind
+from axonize_core.frames import Kind, Record
 from axonize_triton.failures import Made, note, settle
 
 if TYPE_CHECKING:
@@ -121,12 +121,15 @@ def _get_response_sender(original: Any, open_requests: OpenRequests, recorder: R
 
 def _sender(sender: Any, seq: int, request_key: int, open_requests: OpenRequests, recorder: Recorder) -> Sender:
     emit, original, errors, forget = recorder.emit, sender.send, open_requests.errors, open_requests.forget
+    queue, append, clock, record = recorder.queue, recorder.append, recorder.clock, Record
 
     def send(response: Any = None, flags: int = 0) -> Any:
         try:
             if flags or errors or response is None:
                 told(response, flags)
-            else:  # one of many, as fast as can be
+            elif len(queue) < recorder.limit:  # one of many: as emit, without its call, which is an eighth of the time
+                append(record(_RESPONSE, seq, RESPONSE, clock()))
+            else:
                 emit(_RESPONSE, seq, RESPONSE)
         except Exception:  # noqa: BLE001 - nothing of ours may reach the model
             recorder.count_error("triton.send")
