@@ -48,7 +48,7 @@ LINGER_S = 1.0
 FIRST_CLIENT_S = 30.0
 FIRST_ENGINE_S = 5.0
 SHUTDOWN_S = 5.0
-_READ_BYTES = 256 * 1024
+_READ_BYTES, _MOST_READS = 256 * 1024, 8
 logger = logging.getLogger("axonize.agent")
 
 
@@ -74,6 +74,8 @@ class AgentServer:
         self._clock = clock
         self._selector = selectors.DefaultSelector()
         self._clients: dict[int, _Client] = {}
+        """By their sockets' numbers; ``_engines`` are those of them that tell records."""
+        self._engines: list[_Client] = []
         self._stopping = False
         self._started_at = clock()
         self._alone_since: float | None = None
@@ -85,17 +87,23 @@ class AgentServer:
         self._stopping = True
 
     def serve(self) -> None:
-        """Serve until stopped, or, for a shared agent, until the last inference process is gone."""
-        next_dispatch = self._clock() + TICK_S
+        """Serve until stopped, or, for a shared agent, until the last inference process is gone.
+
+        Who is new here or asks something is heard at once; what engines tell is read at every tick, all of it in one
+        go: to be woken by each of their frames costs this process, and the engine beside it, more than to read it.
+        """
+        next_tick = self._clock() + TICK_S
         while not self._stopping and not self._deserted():
-            for key, _ in self._selector.select(max(0.0, next_dispatch - self._clock())):
+            for key, _ in self._selector.select(max(0.0, next_tick - self._clock())):
                 if key.fileobj is self._listener:
                     self._accept()
                 else:
                     self._read(self._clients[key.fd])
-            if self._clock() >= next_dispatch:
+            if self._clock() >= next_tick:
+                for client in list(self._engines):
+                    self._read(client)
                 self.pipeline.dispatch()
-                next_dispatch = self._clock() + TICK_S
+                next_tick = self._clock() + TICK_S
 
     def close(self) -> None:
         """Stop listening, so that a new process starts a new agent, and let go of the clients."""
@@ -119,8 +127,8 @@ class AgentServer:
     def _deserted(self) -> bool:
         if self._fingerprint is None:
             return False
-        if any(client.timeline is not None for client in self._clients.values()):
-            self._seen_engine, self._alone_since = True, None
+        if self._engines:
+            self._alone_since = None
             return False
         now = self._clock()
         if self._alone_since is None:
@@ -142,9 +150,12 @@ class AgentServer:
 
     def _read(self, client: _Client) -> None:
         try:
-            data = client.connection.recv(_READ_BYTES)
-            for frame in client.decoder.feed(data):
-                self._handle(client, frame)
+            for _ in range(_MOST_READS):
+                data = client.connection.recv(_READ_BYTES)
+                for frame in client.decoder.feed(data):
+                    self._handle(client, frame)
+                if not data:
+                    break
         except BlockingIOError:
             return
         except (OSError, FrameError) as e:
@@ -175,6 +186,9 @@ class AgentServer:
         if reason:
             raise FrameError(f"refused pid {frame.pid}: {reason}")
         client.timeline = self.pipeline.connect(frame)
+        self._selector.unregister(client.connection)
+        self._engines.append(client)
+        self._seen_engine = True
 
     def _leave(self, client: _Client) -> None:
         with contextlib.suppress(KeyError, ValueError):
@@ -182,6 +196,7 @@ class AgentServer:
         self._clients.pop(client.connection.fileno(), None)
         client.connection.close()
         if client.timeline is not None:
+            self._engines.remove(client)
             self.pipeline.disconnect(client.timeline, client.left)
 
     def facts(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ __all__ = ["Recorder", "Source", "get_recorder"]
 
 _MANY = int(Kind.MANY)
 MANY_EVENTS = 256
-"""The most events in one record: what the shipper takes at a time, so that a record fits into its slice."""
+"""The most events in one record, so that the shipper can take it in one slice."""
 
 Source = tuple[str, str, str, str, "tuple[str, int, str | None]", "tuple[tuple[str, Any], ...] | None"]
 """``(engine, service_name, model, provider, (device type, index, uuid), attributes)``."""

@@ -1,13 +1,14 @@
 """The thin thread of the inference process: drains records in time slices and hands frames to a transport.
 
 A background thread that runs pure Python delays the engine by the length of its slice, because the engine drops
-the GIL at every op and loses it to the thread. Slices of 200 us, 2 ms apart, cost a 1 ms step at most 0.3 ms
-(measured); ``sleep(0)`` and the switch interval do not help.
+the GIL at every op and loses it to the thread. So it works for 100 us at a time, with pauses of 1 ms; ``sleep(0)`` and
+the switch interval do not help.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING, Protocol
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Shipper", "Transport", "make_shipper"]
 
-PERIOD_S = 0.1
+PERIOD_S = 0.08
+"""What an engine recorded 0.1 s before it is killed is with the agent; the rest is for a thread that wakes up late."""
 _RUN, _RUN_END, _RUN_TIMES = int(Kind.RUN), int(Kind.RUN_END), int(Kind.RUN_TIMES)
 _MANY, _STEP, _EXECUTE = int(Kind.MANY), int(Kind.STEP), int(Kind.EXECUTE)
-_SPECIAL = {_RUN, _RUN_END, _MANY, _STEP, _EXECUTE}
-SLICE_NS = 200_000
-PAUSE_S = 0.002
-CHUNK = 256
+_OF_RUNS = {_RUN, _RUN_END}
+SLICE_NS = 100_000
+PAUSE_S = 0.001
+CHUNK = 128
+"""Events; a slice is one chunk at least, which takes as long where caches are cold."""
 EXIT_S = 5.0
 """How long an exiting interpreter waits for what it recorded; an agent may have to start first."""
 
@@ -70,7 +73,8 @@ class Shipper:
         self._transport = transport
         self._wall = wall
         self._pause_s = pause_s
-        self._wake = threading.Event()
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
         self._idle = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="axonize-shipper", daemon=True)
@@ -85,12 +89,17 @@ class Shipper:
         self._thread.start()
         atexit.register(self.stop, EXIT_S)
 
+    def wake(self) -> None:
+        """Ship what is there now, and not in ``PERIOD_S``."""
+        with contextlib.suppress(RuntimeError):  # it is awake
+            self._asleep.release()
+
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything recorded so far has left this process; False when that took too long."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline and self._thread.is_alive():
             self._idle.clear()
-            self._wake.set()
+            self.wake()
             if self._idle.wait(0.05) and not self._recorder.queued():
                 return True
         return False
@@ -100,7 +109,7 @@ class Shipper:
         atexit.unregister(self.stop)
         flushed = self.flush(timeout_s)
         self._stopping = True
-        self._wake.set()
+        self.wake()
         if self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
         return flushed
@@ -112,8 +121,7 @@ class Shipper:
 
     def _run(self) -> None:
         while not self._stopping:
-            self._wake.wait(PERIOD_S)
-            self._wake.clear()
+            self._asleep.acquire(timeout=PERIOD_S)  # Event.wait is Python, and cold each time: 0.05 ms of the engine's
             self._guarded(self._drain)
         self._guarded(self._goodbye)
 
@@ -124,44 +132,50 @@ class Shipper:
             self._recorder.count_error(f"shipper.{getattr(action, '__name__', 'action').strip('_')}")
 
     def _drain(self) -> None:
-        """Ship all that waits, in slices; stops early when the agent cannot take more."""
+        """Ship what waits, in slices; stops early when the agent cannot take more.
+
+        What comes meanwhile is for the next time, up to a chunk: each time costs the engine as much as 100 records do.
+        """
+        waiting = self._recorder.queued()
         while self._transport.ready():
-            if not self._slice(self._recorder.clock() + SLICE_NS):
-                self._ship(self._live_times())
-                if self._transport.drained(0.0):
-                    self._idle.set()
-                return
+            waiting = self._slice(waiting, self._recorder.clock() + SLICE_NS)
+            if not waiting:
+                waiting = self._recorder.queued()
+                if waiting < CHUNK:
+                    self._ship(self._live_times())
+                    if self._transport.drained(0.0):
+                        self._idle.set()
+                    return
             time.sleep(self._pause_s)
 
-    def _slice(self, deadline_ns: int) -> bool:
-        """Ship chunks until the deadline; say whether records are left."""
-        while self._recorder.clock() < deadline_ns:
-            records = self._take(CHUNK)
-            if not records:
-                return False
+    def _slice(self, waiting: int, deadline_ns: int) -> int:
+        """Ship so many records by chunks until the deadline, or until the agent takes no more; return what is left."""
+        while waiting:
+            records, taken = self._take(waiting)
+            waiting -= taken
             self._ship(records)
-            if not self._transport.ready():
-                return False
-        return True
+            if waiting and (self._recorder.clock() >= deadline_ns or not self._transport.ready()):
+                break
+        return waiting
 
-    def _take(self, most: int) -> list[Record]:
-        """Return the next records, about ``most`` events; those of runs are completed on the way."""
-        take, records = self._recorder.take, []
-        for _ in range(min(most, self._recorder.queued())):
+    def _take(self, waiting: int) -> tuple[list[Record], int]:
+        """Return the next of those that wait, about a chunk of events, with what runs told since; and how many."""
+        take, records, taken, room = self._recorder.take, [], 0, CHUNK
+        while taken < waiting and room > 0:
             record = take()
-            if record.kind in _SPECIAL:
+            taken += 1
+            if record.kind in _OF_RUNS:
                 records += self._with_times(record)
-                most -= _weight(record)
-                if most <= 0:
-                    break
             else:
                 records.append(record)
-        return records
+            weigh = _WEIGHTS.get(record.kind)
+            room -= 1 if weigh is None else weigh(record)
+        return records, taken
 
     def _with_times(self, record: Record) -> list[Record]:
         if record.kind == _RUN:
             return [self._watch(record)]
-        return [*self._run_times(record.handle), record] if record.kind == _RUN_END else [record]
+        return [*self._run_times(record.handle), record]
 
     def _watch(self, record: Record) -> Record:
         """Keep the live list of a RUN here; the frame carries the rest."""
@@ -219,15 +233,25 @@ class Shipper:
         self._transport.close()
 
 
-def _weight(record: Record) -> int:
-    """Return how many plain records this one takes as much room as."""
-    if record.kind == _MANY:
-        return record.handle
-    if record.kind == _EXECUTE:
-        _, seqs, _, contexts, parameters, _ = record.payload
-        return 1 + len(seqs) + sum(map(len, (*(parameters or ()), *filter(None, contexts or ())))) // 512
-    members = record.payload[4] if record.kind == _STEP else None
+def _many_weight(record: Record) -> int:
+    return record.handle
+
+
+def _step_weight(record: Record) -> int:
+    members = record.payload[4]
     return 1 if members is None else 1 + len(members[0]) // 4
+
+
+def _execute_weight(record: Record) -> int:
+    _, seqs, _, contexts, parameters, _ = record.payload
+    texts = sum(map(len, parameters)) if parameters else 0
+    if contexts:
+        texts += sum(map(len, filter(None, contexts)))
+    return 1 + len(seqs) + texts // 512
+
+
+_WEIGHTS: dict[int, Callable[[Record], int]] = {_MANY: _many_weight, _STEP: _step_weight, _EXECUTE: _execute_weight}
+"""How many plain records one of these takes as much room as."""
 
 
 def _can_be_encoded(record: Record) -> bool:

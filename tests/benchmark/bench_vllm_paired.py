@@ -139,7 +139,7 @@ class Paired:
         self._switch(condition, on=True)
         before_ns = time.perf_counter_ns()
         if condition == "on":
-            get_recorder()._drainer._wake.set()
+            get_recorder()._drainer.wake()
         self._load.fill()
         took_ns = self._load.wave()
         wave_ns = time.perf_counter_ns() - before_ns

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from axonize_core import shipper
 from axonize_core.frames import Bye, FrameDecoder, Kind, Records
 from axonize_core.recorder import Recorder
 from axonize_core.shipper import CHUNK, Shipper
@@ -57,6 +58,29 @@ def test_records_arrive_in_order_and_are_numbered(setup):
     frames = [f for f in transport.frames if isinstance(f, Records)]
     assert [f.seq for f in frames] == list(range(len(frames)))
     assert abs(frames[0].wall_ns - time.time_ns()) < 60e9
+
+
+def test_what_comes_while_a_frame_is_sent_waits_for_the_next(setup, monkeypatch):
+    """An engine that goes on does not keep the shipper awake, frame for frame."""
+    recorder, transport = setup
+    monkeypatch.setattr(shipper, "PERIOD_S", 60.0)
+    more, write = [100, 101, 102], transport.write
+
+    def write_meanwhile(frame, records):
+        write(frame, records)
+        if more:
+            recorder.emit(Kind.REQUEST_END, more.pop(0), None)
+
+    transport.write = write_meanwhile
+    recorder.emit(Kind.REQUEST_END, 1, None)
+    for frames, queued in ((1, 1), (2, 1), (3, 1), (4, 0)):
+        recorder._drainer.wake()
+        deadline = time.monotonic() + 5
+        while len(transport.frames) < frames and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(0.02)
+        assert (len(transport.frames), recorder.queued()) == (frames, queued)
+    assert [r.handle for r in transport.records] == [1, 100, 101, 102]
 
 
 def test_a_frame_carries_about_a_chunk_of_events_and_says_how_many(setup):

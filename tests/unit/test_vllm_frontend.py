@@ -279,9 +279,11 @@ def test_failures_of_ours_stay_ours(monkeypatch):
         processor = server.output_processor
         monkeypatch.setattr(frontend._FrontEnd, "_end", lambda *args: 1 / 0)
         monkeypatch.setattr(frontend._FrontEnd, "_end_finished", lambda *args: 1 / 0)
-        processor.add_request(Request("a"), None)
+        for name in "ae":
+            processor.add_request(Request(name), None)
+        ended = SimpleNamespace(request_id="e", finish_reason="length", new_token_ids=())
+        assert processor.process_outputs([ended]).reqs_to_abort == []
         assert processor.process_outputs([]).reqs_to_abort == []
-        assert processor.process_outputs([], 0.0, "no statistics").reqs_to_abort == []
         assert processor.abort_requests(["a"], internal=True) == ["a"]
         processor.add_request(SimpleNamespace(**vars(Request("b")), get=1), None)
         processor.propagate_error(ValueError("x"))
@@ -299,8 +301,7 @@ def test_failures_of_ours_stay_ours(monkeypatch):
     assert found == {
         "vllm.frontend.add_request": 2,
         "vllm.frontend.headers": 1,
-        "vllm.frontend.process_outputs": 2,
-        "vllm.frontend.statistics": 1,
+        "vllm.frontend.process_outputs": 1,
         "vllm.frontend.abort_requests": 1,
         "vllm.frontend.propagate_error": 1,
         "vllm.http": 1,

@@ -95,13 +95,14 @@ class _FrontEnd:
     """The open requests of one output processor, by the ids that the engine core knows them by."""
 
     def __init__(self, processor: Any, source: int) -> None:
-        self._processor = processor
         self._source = source
         self._recorder = get_recorder()
         self._add_request = processor.add_request
         self._process_outputs = processor.process_outputs
         self._abort_requests = processor.abort_requests
         self._propagate_error = processor.propagate_error
+        self._live: dict[str, Any] = processor.request_states
+        """vLLM's own; ours are those of them that came since."""
         self._open: dict[str, tuple[Any, http.Call | None]] = {}
 
     def add_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -117,26 +118,25 @@ class _FrontEnd:
                 call = http.current()
                 if call is not None:
                     call.requests += 1
-                self._open[request.request_id] = self._processor.request_states[request.request_id], call
+                self._open[request.request_id] = self._live[request.request_id], call
                 self._emit(request.request_id, "opened", *self._opened(request))
         except Exception:  # noqa: BLE001 - same
             self._recorder.count_error("vllm.frontend.add_request")
         return result
 
     def process_outputs(self, outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
-        """Record the requests that ended by these outputs, by their length or by what their text says."""
-        statistics, before = None, 0
-        try:
-            statistics = kwargs.get("iteration_stats") or (args[1] if len(args) > 1 else None)
-            before = len(statistics.finished_requests) if statistics is not None else 0
-        except Exception:  # noqa: BLE001 - same
-            self._recorder.count_error("vllm.frontend.statistics")
-            statistics = None
+        """Record the requests that ended by these outputs, by their length or by what their text says.
+
+        Most steps end none: then nothing is looked at but how many there are.
+        """
+        before = len(self._live)
         result = self._process_outputs(outputs, *args, **kwargs)
-        try:
-            self._end_finished(outputs, result, statistics, before)
-        except Exception:  # noqa: BLE001 - same
-            self._recorder.count_error("vllm.frontend.process_outputs")
+        if (gone := before - len(self._live)) > 0:
+            try:
+                statistics = kwargs.get("iteration_stats") or (args[1] if len(args) > 1 else None)
+                self._end_finished(outputs, result, statistics, gone)
+            except Exception:  # noqa: BLE001 - same
+                self._recorder.count_error("vllm.frontend.process_outputs")
         return result
 
     def abort_requests(self, *args: Any, **kwargs: Any) -> Any:
@@ -158,9 +158,9 @@ class _FrontEnd:
             self._recorder.count_error("vllm.frontend.propagate_error")
         return self._propagate_error(e, *args, **kwargs)
 
-    def _end_finished(self, outputs: Sequence[Any], result: Any, statistics: Any, before: int) -> None:
-        """Record those that are open no more; vLLM's statistics list the same ones in the same order."""
-        live, stopped = self._processor.request_states, set(result.reqs_to_abort)
+    def _end_finished(self, outputs: Sequence[Any], result: Any, statistics: Any, gone: int) -> None:
+        """Record those that are open no more, ``gone`` of them; vLLM lists the same last, in the same order."""
+        live, stopped = self._live, set(result.reqs_to_abort)
         ended = [
             output
             for output in outputs
@@ -168,9 +168,7 @@ class _FrontEnd:
             and output.request_id in self._open
             and output.request_id not in live
         ]
-        if not ended:
-            return
-        told = statistics.finished_requests[before:] if statistics is not None else ()
+        told = statistics.finished_requests[-gone:] if statistics is not None else ()
         for at, output in enumerate(ended):
             if len(told) == len(ended):
                 self._end(output.request_id, str(told[at].finish_reason), told[at].e2e_latency, None)
