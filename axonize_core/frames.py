@@ -30,6 +30,7 @@ __all__ = [
     "Welcome",
     "count_events",
     "encode_frame",
+    "encode_record",
 ]
 
 PROTOCOL = 1
@@ -140,6 +141,10 @@ Frame = Hello | Records | Bye | StatusRequest | Welcome | Status
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Frame)
+
+
+encode_record = _encoder.encode
+"""Encode a record by itself; frames take such bytes, as ``msgspec.Raw``, for the record."""
 
 
 def encode_frame(frame: Frame) -> bytes:

@@ -1,7 +1,7 @@
 """The thin thread of the inference process: drains records in time slices and hands frames to a transport.
 
 A background thread that runs pure Python delays the engine by the length of its slice, because the engine drops
-the GIL at every op and loses it to the thread. So it works for 100 us at a time, with pauses of 1 ms; ``sleep(0)`` and
+the GIL at every op and loses it to the thread. So it works for 50 us at a time, with pauses of 0.5 ms; ``sleep(0)`` and
 the switch interval do not help.
 """
 
@@ -11,28 +11,33 @@ import atexit
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from axonize_core.frames import Bye, Kind, Record, Records, count_events, encode_frame
+from msgspec import Raw
+
+from axonize_core.frames import Bye, Kind, Record, Records, encode_frame, encode_record
 from axonize_core.transport import make_transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from axonize_core.recorder import Recorder, Source
+    from axonize_core.recorder import Recorder
     from axonize_core.settings import Settings
 
 __all__ = ["Shipper", "Transport", "make_shipper"]
 
 PERIOD_S = 0.08
 """What an engine recorded 0.1 s before it is killed is with the agent; the rest is for a thread that wakes up late."""
-_RUN, _RUN_END, _RUN_TIMES = int(Kind.RUN), int(Kind.RUN_END), int(Kind.RUN_TIMES)
-_MANY, _STEP, _EXECUTE = int(Kind.MANY), int(Kind.STEP), int(Kind.EXECUTE)
+_RUN, _RUN_END, _RUN_TIMES, _MANY = int(Kind.RUN), int(Kind.RUN_END), int(Kind.RUN_TIMES), int(Kind.MANY)
 _OF_RUNS = {_RUN, _RUN_END}
-SLICE_NS = 100_000
-PAUSE_S = 0.001
+SLICE_NS = 50_000
+PAUSE_S = 0.0005
 CHUNK = 128
-"""Events; a slice is one chunk at least, which takes as long where caches are cold."""
+"""Events that a slice ships at most; fewer that came meanwhile are left for the next period."""
+_FRAME_BYTES = 65_536
+"""After so many a frame has no room, however many records they are; encoding them takes 20 us."""
+_LOOK_RECORDS = 8
+"""How often a slice looks at the clock."""
 EXIT_S = 5.0
 """How long an exiting interpreter waits for what it recorded; an agent may have to start first."""
 
@@ -138,39 +143,39 @@ class Shipper:
         """
         waiting = self._recorder.queued()
         while self._transport.ready():
-            waiting = self._slice(waiting, self._recorder.clock() + SLICE_NS)
+            waiting -= self._slice(waiting)
             if not waiting:
                 waiting = self._recorder.queued()
                 if waiting < CHUNK:
-                    self._ship(self._live_times())
+                    self._ship([Raw(encode_record(record)) for record in self._live_times()], 0)
                     if self._transport.drained(0.0):
                         self._idle.set()
                     return
             time.sleep(self._pause_s)
 
-    def _slice(self, waiting: int, deadline_ns: int) -> int:
-        """Ship so many records by chunks until the deadline, or until the agent takes no more; return what is left."""
-        while waiting:
-            records, taken = self._take(waiting)
-            waiting -= taken
-            self._ship(records)
-            if waiting and (self._recorder.clock() >= deadline_ns or not self._transport.ready()):
-                break
-        return waiting
-
-    def _take(self, waiting: int) -> tuple[list[Record], int]:
-        """Return the next of those that wait, about a chunk of events, with what runs told since; and how many."""
-        take, records, taken, room = self._recorder.take, [], 0, CHUNK
-        while taken < waiting and room > 0:
+    def _slice(self, waiting: int) -> int:
+        """Ship as many of those that wait as a slice allows, with what runs told since; return how many."""
+        take, clock, shipped, taken, events, size = self._recorder.take, self._recorder.clock, [], 0, 0, 0
+        deadline_ns = clock() + SLICE_NS
+        while taken < waiting and events < CHUNK and size < _FRAME_BYTES:
             record = take()
             taken += 1
-            if record.kind in _OF_RUNS:
-                records += self._with_times(record)
-            else:
-                records.append(record)
-            weigh = _WEIGHTS.get(record.kind)
-            room -= 1 if weigh is None else weigh(record)
-        return records, taken
+            events += record.handle if record.kind == _MANY else 1
+            try:
+                for one in self._with_times(record) if record.kind in _OF_RUNS else (record,):
+                    data = encode_record(one)
+                    shipped.append(Raw(data))
+                    size += len(data)
+            except Exception:  # noqa: BLE001 - a record that no frame can carry costs itself only
+                self._recorder.count_error("shipper.encode")
+                lost = record.handle if record.kind == _MANY else 1
+                self._recorder.count_dropped(lost)
+                events -= lost
+                continue
+            if not taken % _LOOK_RECORDS and clock() >= deadline_ns:
+                break
+        self._ship(shipped, events)
+        return taken
 
     def _with_times(self, record: Record) -> list[Record]:
         if record.kind == _RUN:
@@ -199,7 +204,8 @@ class Shipper:
             self._live[handle] = (times, sent + len(fresh))
         return [Record(_RUN_TIMES, handle, tuple(fresh), abs(fresh[-1]))]
 
-    def _ship(self, records: list[Record]) -> None:
+    def _ship(self, records: list[Any], events: int) -> None:
+        """Send a frame of records that are encoded already, where there is anything to tell."""
         recorder, transport = self._recorder, self._transport
         if transport.generation != self._generation:
             self._generation, self._seq, self._sources_sent = transport.generation, 0, 0
@@ -207,59 +213,18 @@ class Shipper:
         dropped = recorder.dropped_total()
         if not records and not sources and dropped == self._dropped_sent:
             return
-        try:
-            frame = self._frame(records, dropped, sources)
-        except Exception:  # noqa: BLE001 - a record that no frame can carry costs itself only
-            recorder.count_error("shipper.encode")
-            kept = [record for record in records if _can_be_encoded(record)]
-            recorder.count_dropped(count_events(records) - count_events(kept))
-            records, dropped = kept, recorder.dropped_total()
-            frame = self._frame(records, dropped, sources)
-        transport.write(frame, count_events(records))
+        errors = dict(recorder.errors)
+        frame = Records(self._seq, self._wall(), recorder.clock(), dropped, records, sources, errors)
+        transport.write(encode_frame(frame), events)
         self._dropped_sent = dropped
         self._seq += 1
         self._sources_sent += len(sources)
-
-    def _frame(self, records: list[Record], dropped: int, sources: list[tuple[int, Source]]) -> bytes:
-        recorder = self._recorder
-        return encode_frame(
-            Records(self._seq, self._wall(), recorder.clock(), dropped, records, list(sources), dict(recorder.errors))
-        )
 
     def _goodbye(self) -> None:
         if self._transport.generation == self._generation and self._transport.ready():
             self._transport.write(encode_frame(Bye("exit")), 0)
             self._transport.drained(1.0)
         self._transport.close()
-
-
-def _many_weight(record: Record) -> int:
-    return record.handle
-
-
-def _step_weight(record: Record) -> int:
-    members = record.payload[4]
-    return 1 if members is None else 1 + len(members[0]) // 4
-
-
-def _execute_weight(record: Record) -> int:
-    _, seqs, _, contexts, parameters, _ = record.payload
-    texts = sum(map(len, parameters)) if parameters else 0
-    if contexts:
-        texts += sum(map(len, filter(None, contexts)))
-    return 1 + len(seqs) + texts // 512
-
-
-_WEIGHTS: dict[int, Callable[[Record], int]] = {_MANY: _many_weight, _STEP: _step_weight, _EXECUTE: _execute_weight}
-"""How many plain records one of these takes as much room as."""
-
-
-def _can_be_encoded(record: Record) -> bool:
-    try:
-        encode_frame(Records(0, 0, 0, 0, [record]))
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, it cannot be sent
-        return False
-    return True
 
 
 def make_shipper(recorder: Recorder, settings: Settings) -> Shipper:
