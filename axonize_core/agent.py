@@ -49,6 +49,7 @@ FIRST_CLIENT_S = 30.0
 FIRST_ENGINE_S = 5.0
 SHUTDOWN_S = 5.0
 _READ_BYTES, _MOST_READS = 256 * 1024, 8
+"""At a time of one client, so that one that never stops does not keep the others waiting."""
 logger = logging.getLogger("axonize.agent")
 
 

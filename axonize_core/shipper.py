@@ -35,7 +35,7 @@ PAUSE_S = 0.0005
 CHUNK = 128
 """Events that a slice ships at most; fewer that came meanwhile are left for the next period."""
 _FRAME_BYTES = 65_536
-"""After so many a frame has no room, however many records they are; encoding them takes 20 us."""
+"""After so many a frame has no room, however few records they are."""
 _LOOK_RECORDS = 8
 """How often a slice looks at the clock."""
 EXIT_S = 5.0
@@ -171,7 +171,6 @@ class Shipper:
                 lost = record.handle if record.kind == _MANY else 1
                 self._recorder.count_dropped(lost)
                 events -= lost
-                continue
             if not taken % _LOOK_RECORDS and clock() >= deadline_ns:
                 break
         self._ship(shipped, events)

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from axonize_core import shipper
-from axonize_core.frames import Bye, FrameDecoder, Kind, Records
+from axonize_core.frames import Bye, FrameDecoder, Kind, Record, Records
 from axonize_core.recorder import Recorder
 from axonize_core.shipper import CHUNK, Shipper
 
@@ -226,8 +226,18 @@ def test_long_backlogs_are_drained_in_slices(setup):
     assert len(transport.records) == 9000
 
 
+@pytest.mark.parametrize("payload", [None, object()])
+def test_a_slice_ends_by_the_clock(monkeypatch, payload):
+    """However many wait, and where none of them can be encoded too."""
+    recorder = Recorder(1000, lambda r: Shipper(r, MemoryTransport()))
+    monkeypatch.setattr(shipper, "SLICE_NS", 0)
+    recorder.queue.extend(Record(Kind.REQUEST_END, handle, payload, 0) for handle in range(100))
+    assert Shipper(recorder, MemoryTransport())._slice(100) == shipper._LOOK_RECORDS
+    assert recorder.dropped_total() == (0 if payload is None else shipper._LOOK_RECORDS)
+
+
 def test_a_large_step_does_not_make_a_frame_too_large(setup):
-    """Steps weigh by their members, so that a frame of many of them stays small."""
+    """Members have bytes, so that a frame of many such steps stays small."""
     recorder, transport = setup
     members = {f"chatcmpl-{n:032}": 1 for n in range(1000)}
     payload = (1, 0, 0, 0, (members, list(members), list(members.values())), None, None, None, 1, 0, None)
@@ -240,7 +250,7 @@ def test_a_large_step_does_not_make_a_frame_too_large(setup):
 
 
 def test_long_parameters_of_many_executions_do_not_make_a_frame_too_large(setup):
-    """A batch weighs by its requests and by what they say of themselves."""
+    """What requests say of themselves has bytes, however few batches they are in."""
     recorder, transport = setup
     text = "x" * 40_000
     for handle in range(200):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from types import SimpleNamespace
 
 import pytest
@@ -269,6 +270,16 @@ def test_without_statistics_of_its_own_a_request_still_ends(server):
     server.output_processor.add_request(Request("b", pooling=True), None)
     server.output_processor.abort_requests(["a", "b"], internal=True)
     assert [(r.output_tokens, r.finish_reason) for r, _ in ended(server).values()] == [(None, "abort")] * 2
+
+
+def test_statistics_that_cannot_be_read(server):
+    """The request ends by what its output says, and the failure is counted."""
+    server.output_processor.add_request(Request("a"), None)
+    output = SimpleNamespace(request_id="a", finish_reason="length", new_token_ids=(7,))
+    statistics = SimpleNamespace(finished_requests=deque())  # it has no slices
+    server.output_processor.process_outputs([output], 0.0, statistics)
+    assert [(r.output_tokens, r.finish_reason) for r, _ in ended(server).values()] == [(1, "length")]
+    assert get_recorder().errors.pop("vllm.frontend.statistics") == 1
 
 
 def test_failures_of_ours_stay_ours(monkeypatch):

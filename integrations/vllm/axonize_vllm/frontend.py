@@ -132,9 +132,9 @@ class _FrontEnd:
         before = len(self._live)
         result = self._process_outputs(outputs, *args, **kwargs)
         if (gone := before - len(self._live)) > 0:
+            told = self._told(kwargs.get("iteration_stats") or (args[1] if len(args) > 1 else None), gone)
             try:
-                statistics = kwargs.get("iteration_stats") or (args[1] if len(args) > 1 else None)
-                self._end_finished(outputs, result, statistics, gone)
+                self._end_finished(outputs, result, told)
             except Exception:  # noqa: BLE001 - same
                 self._recorder.count_error("vllm.frontend.process_outputs")
         return result
@@ -158,8 +158,16 @@ class _FrontEnd:
             self._recorder.count_error("vllm.frontend.propagate_error")
         return self._propagate_error(e, *args, **kwargs)
 
-    def _end_finished(self, outputs: Sequence[Any], result: Any, statistics: Any, gone: int) -> None:
-        """Record those that are open no more, ``gone`` of them; vLLM lists the same last, in the same order."""
+    def _told(self, statistics: Any, gone: int) -> Sequence[Any]:
+        """Return what vLLM's statistics say of those that are gone, which they list last; nothing without any."""
+        try:
+            return () if statistics is None else statistics.finished_requests[-gone:]
+        except Exception:  # noqa: BLE001 - same
+            self._recorder.count_error("vllm.frontend.statistics")
+            return ()
+
+    def _end_finished(self, outputs: Sequence[Any], result: Any, told: Sequence[Any]) -> None:
+        """Record those that are open no more; what is told of all that are gone is in the same order."""
         live, stopped = self._live, set(result.reqs_to_abort)
         ended = [
             output
@@ -168,7 +176,6 @@ class _FrontEnd:
             and output.request_id in self._open
             and output.request_id not in live
         ]
-        told = statistics.finished_requests[-gone:] if statistics is not None else ()
         for at, output in enumerate(ended):
             if len(told) == len(ended):
                 self._end(output.request_id, str(told[at].finish_reason), told[at].e2e_latency, None)
