@@ -155,9 +155,12 @@ def _agents(settings: Settings) -> Iterator[Finding]:
     except ConfigurationError as e:
         yield Finding("agent", "problem", str(e))
         return
+    none = None if own.exists() else _no_agent(settings, own)
     found = [finding for path in agent_sockets(settings) for finding in _agent(path)]
-    lonely = [_lonely(absence) for place in _places(settings, own) for absence in read_absences(place)]
-    yield from [*(found or [_no_agent(settings, own)]), *lonely]
+    if none and (none.level == "problem" or not found):  # an agent of other settings is no help to these
+        yield none
+    yield from found
+    yield from (_lonely(absence) for place in _places(settings, own) for absence in read_absences(place))
 
 
 def _places(settings: Settings, own: Path) -> list[Path]:

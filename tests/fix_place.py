@@ -123,6 +123,13 @@ class Place:
         """Return the agent processes that programs of this place started."""
         return [p for p in psutil.process_iter() if self._is_agent(p)]
 
+    def agents_ended(self):
+        """Wait for the agents of programs that ended, which linger for a second; return those that are still there."""
+        deadline = time.monotonic() + 15
+        while (left := self.agents()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return left
+
     def _tidy(self):
         """Remove what agents left in the directories that serve where none was asked for; users may have some there."""
         for directory, before in self._before.items():
@@ -144,9 +151,7 @@ class Place:
             if program.poll() is None:
                 program.kill()
             program.communicate()
-        deadline = time.monotonic() + 15
-        while (left := self.agents()) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        left = self.agents_ended()
         for agent in left:
             agent.kill()
         self._tidy()

@@ -104,6 +104,15 @@ def test_doctor_reports_a_socket_nobody_serves(tmp_path):
     assert "agent-1-dead.sock does not answer" in result.stdout
 
 
+def test_another_agent_hides_not_that_this_one_is_missing(tmp_path):
+    """What serves other settings is no help to these: both are named."""
+    (tmp_path / "agent-1-other.sock").touch()
+    env = {"AXONIZE_RUNTIME_DIR": str(tmp_path), "AXONIZE_AGENT": f"unix://{tmp_path}/node.sock"}
+    said = axonize("doctor", **env).stdout
+    assert "node.sock; start one: axonize agent --socket" in said.replace("\n", " ")
+    assert "agent-1-other.sock does not answer" in said
+
+
 def test_doctor_says_who_switched_off(tmp_path):
     """The switch that is on is named."""
     result = axonize("doctor", AXONIZE_DISABLED="1", AXONIZE_RUNTIME_DIR=str(tmp_path))
