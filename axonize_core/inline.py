@@ -32,6 +32,10 @@ class InlineTransport:
         """There is always room."""
         return True
 
+    def takes_now(self) -> bool:
+        """An engine's thread is no place for an agent's work."""
+        return False
+
     def write(self, frame: bytes, records: int) -> None:  # noqa: ARG002 - none can be lost on the way
         """Take the frame through the same bytes as over a socket."""
         for message in self._decoder.feed(frame):

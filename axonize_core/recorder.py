@@ -27,6 +27,7 @@ __all__ = ["Recorder", "Source", "get_recorder"]
 _MANY = int(Kind.MANY)
 MANY_EVENTS = 256
 """The most events in one record, so that the shipper can take it in one slice."""
+_NEVER_NS = 2**63
 
 Source = tuple[str, str, str, str, "tuple[str, int, str | None]", "tuple[tuple[str, Any], ...] | None"]
 """``(engine, service_name, model, provider, (device type, index, uuid), attributes)``."""
@@ -37,6 +38,7 @@ class _Drainer(Protocol):
     def flush(self, timeout_s: float) -> bool: ...
     def stop(self, timeout_s: float) -> bool: ...
     def forget(self) -> None: ...
+    def ship_here(self) -> int: ...
 
 
 class _Nowhere:
@@ -53,6 +55,9 @@ class _Nowhere:
 
     def forget(self) -> None:
         pass
+
+    def ship_here(self) -> int:
+        return _NEVER_NS
 
 
 class Recorder:
@@ -194,7 +199,7 @@ class Recorder:
             self._drop()
 
     def dropped_total(self) -> int:
-        """Return the records dropped since the process started. Shipper thread only."""
+        """Return the records dropped since the process started. Only for who ships."""
         # A count can only be read by drawing from it, so what reading drew is taken off again.
         self._drop_reads += 1
         return self._drop() - (self._drop_reads - 1)
@@ -202,6 +207,18 @@ class Recorder:
     def queued(self) -> int:
         """Return the number of records that wait for the shipper."""
         return len(self.queue)
+
+    def ship_here(self) -> int:
+        """Hand over some of what waits, on the calling thread: an engine's, between two of its steps.
+
+        Up to 0.05 ms of work every 50 ms, where the shipper's thread would cost the engine ten times that. It does
+        nothing where no agent is connected, or the thread is at it. Never blocks, never raises.
+
+        Returns:
+            The reading of ``clock()`` before which it need not be called again.
+        """
+        drainer = self._drainer
+        return 0 if drainer is None else drainer.ship_here()
 
     def flush(self, timeout_s: float = 2.0) -> bool:
         """Wait until all records so far were handed to the agent; False when that took too long."""

@@ -1,7 +1,7 @@
 """How frames leave the inference process: the agent's Unix socket, found or started, or an inline agent.
 
-Everything here runs on the shipper's thread. Socket writes never block; the agent is never started from the
-inference thread. The rules for the socket stand in ARCHITECTURE.md §4.
+Everything here runs on the shipper's thread; ``takes_now`` and ``write`` on an engine's too. Socket writes never block;
+the agent is never looked for or started from an engine's thread. The rules for the socket stand in ARCHITECTURE.md §4.
 """
 
 from __future__ import annotations
@@ -143,6 +143,13 @@ class SocketTransport:
             return False
         if self._starter is not None:
             self._starter.settle()
+        return self._has_room()
+
+    def takes_now(self) -> bool:
+        """Say whether a frame would be taken now, as things are: no agent is looked for. Never blocks."""
+        return self._connection is not None and not self._agent_left(self._connection) and self._has_room()
+
+    def _has_room(self) -> bool:
         self._send()
         return self._connection is not None and len(self._pending) < MAX_PENDING_BYTES
 

@@ -67,6 +67,9 @@ class _NoDrainer:
     def forget(self):
         pass
 
+    def ship_here(self):
+        return 2**63
+
 
 @pytest.fixture
 def recorded(monkeypatch):

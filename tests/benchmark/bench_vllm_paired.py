@@ -2,9 +2,9 @@
 
 A round is one wave in each condition, in random order: off, on, off again (the control), and in some rounds the naive way.
 A wave is so many requests of 64 tokens, from the first that is added to the last that ends, a tenth of a second: what
-else this machine does changes within a second, so only what lies close together can be compared. The shipper works while
-a recorded wave runs, on what the recorded wave before told, as much as it tells itself: not by its clock, which would
-ship half of it while nothing is recorded. The agent and where it sends to are processes of their own, and what they do
+else this machine does changes within a second, so only what lies close together can be compared. A recorded wave hands
+over, on the engine's thread, what the recorded wave before told and what it tells itself; the shipper's thread sleeps all
+the time, as it does beside an engine whose steps take less than 40 ms. The agent and where it sends to are processes of their own, and what they do
 falls where it may; two servers with everything in it are in bench_vllm_serve. ``bench_vllm_paired.py [SECONDS]``, per batch size.
 """
 
@@ -24,7 +24,7 @@ from bench_table import Row
 from bench_vllm_engine import Load, make_engine, say_rows, scheduler_of
 from bench_vllm_naive import Naive
 
-from axonize_core import shipper
+from axonize_core import alarm, shipper
 from axonize_core.bench.agent_process import counters, running_agent, running_sink
 from axonize_core.bench.intervals import Interval, paired_interval
 from axonize_core.recorder import get_recorder
@@ -50,7 +50,7 @@ def run(seconds: float = SECONDS) -> list[Row]:
             AXONIZE_GPU_PROVIDER="none",
             OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
         )
-        shipper.PERIOD_S = FOR_EVER_S
+        shipper.PERIOD_S = alarm.LONGEST_S = FOR_EVER_S
         with running_agent(home / "agent.sock", os.environ) as agent:
             engine = make_engine(max(BATCHES))
             rows = [row for batch in BATCHES for row in _rows(engine, batch, seconds)]
@@ -110,6 +110,7 @@ class Paired:
         self.waves: dict[str, list[Wave]] = {}
         for condition in ("off", "on", "naive") * WARM_WAVES:  # nothing is done for the first time any more
             self._wave(condition)
+        assert get_recorder().flush(FLUSH_S), "no agent"
         self.waves = {name: [] for name in ("off", "on", "control", "naive")}
         self._off_of_naive: list[Wave] = []
         gc.collect()
@@ -138,8 +139,6 @@ class Paired:
     def _wave(self, condition: str) -> Wave:
         self._switch(condition, on=True)
         before_ns = time.perf_counter_ns()
-        if condition == "on":
-            get_recorder()._drainer.wake()
         self._load.fill()
         took_ns = self._load.wave()
         wave_ns = time.perf_counter_ns() - before_ns

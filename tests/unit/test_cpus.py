@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import os
 import subprocess
 import sys
 
 from axonize_core import cpus
+from axonize_core.export.batch import pack, unpacked
 
 PROGRAM = """
 import os
@@ -30,11 +33,24 @@ def test_a_system_that_does_not_let_it_is_left_as_it_is():
 
 
 def test_long_work_lets_others_on_its_cpu_in_between(monkeypatch):
-    """All items come, in order, and the CPU is offered before the first and after every few."""
-    seen = []
+    """All items come, in order, and the CPU is offered whenever so much time went by."""
+    seen, readings_ns = [], itertools.count(0, 20_000)
     monkeypatch.setattr(os, "sched_yield", lambda: seen.append("yield"))
-    for item in cpus.yielding(range(40)):
+    monkeypatch.setattr(cpus.time, "perf_counter_ns", readings_ns.__next__)
+    for item in cpus.yielding(range(8)):
         seen.append(item)
-    assert [item for item in seen if item != "yield"] == list(range(40))
-    assert [at for at, item in enumerate(seen) if item == "yield"] == [0, 17, 34]
+    assert seen == [0, 1, "yield", 2, 3, 4, "yield", 5, 6, 7]
     assert list(cpus.yielding([])) == []
+
+
+def test_a_body_is_compressed_with_others_let_in_between(monkeypatch):
+    """In pieces, and what comes out is one gzip member without a time."""
+    seen = []
+    monkeypatch.setattr(cpus, "_AT_A_TIME_NS", 0)
+    monkeypatch.setattr(os, "sched_yield", lambda: seen.append("yield"))
+    body = bytes(range(256)) * 200
+    packed = pack(body, 3, 7, 1000)
+    assert len(seen) == len(body) // 4096 + 1
+    assert packed.gzipped
+    assert packed.body[4:8] == bytes(4)
+    assert gzip.decompress(packed.body) == unpacked(packed) == body

@@ -24,6 +24,9 @@ class MemoryTransport:
     def ready(self):
         return self.open
 
+    def takes_now(self):
+        return self.open
+
     def write(self, frame, records):
         if self.fail:
             raise RuntimeError("boom")
@@ -202,6 +205,7 @@ def test_a_failing_transport_is_counted_and_the_thread_lives_on(setup):
     recorder.emit(Kind.REQUEST_END, 1, None)
     recorder.flush(0.3)
     assert recorder.errors["shipper.drain"] >= 1
+    assert recorder.dropped_total() == 1
     transport.fail = False
     recorder.emit(Kind.REQUEST_END, 2, None)
     assert recorder.flush(5)
@@ -259,3 +263,104 @@ def test_long_parameters_of_many_executions_do_not_make_a_frame_too_large(setup)
     assert recorder.flush(10)
     assert len(transport.records) == 400
     assert len(transport.frames) >= 10
+
+
+@pytest.fixture
+def resting(monkeypatch):
+    """A recorder whose thread of ours has greeted the agent and sleeps on for as long as it may."""
+    monkeypatch.setattr(shipper, "PERIOD_S", 60.0)
+    transport = MemoryTransport()
+    recorder = Recorder(10_000, lambda r: Shipper(r, transport))
+    recorder.start()
+    assert recorder.flush(5)
+    yield recorder, transport
+    recorder.close(2)
+
+
+def test_an_engine_that_is_busy_hands_over_on_its_own_thread(resting):
+    """What waits and what runs told leaves on the thread that asks, which need not ask again for a while."""
+    recorder, transport = resting
+    times = [10, 20]
+    recorder.emit(Kind.RUN, 5, (1, (2,), (4,), "generate", times))
+    recorder.emit(Kind.REQUEST_END, 1, None)
+    assert recorder.ship_here() > recorder.clock() + shipper.HERE_NS // 2
+    assert [r.kind for r in transport.records] == [Kind.RUN, Kind.REQUEST_END, Kind.RUN_TIMES]
+    assert recorder.queued() == 0
+
+
+def test_an_engine_that_hands_over_puts_off_our_thread(setup, monkeypatch):
+    """It never wakes while the engine goes on, and ships what is left soon after the engine stopped."""
+    monkeypatch.setattr(shipper, "PERIOD_S", 0.3)
+    recorder, transport = setup
+    recorder.start()
+    assert recorder.flush(5)
+    looked = []
+    transport.ready, ready = lambda: (looked.append(1), ready())[1], transport.ready
+    recorder.ship_here()
+    looked.clear()
+    for _ in range(10):
+        time.sleep(0.1)
+        recorder.ship_here()
+    assert looked == []
+    recorder.emit(Kind.REQUEST_END, 1, None)
+    deadline = time.monotonic() + 5
+    while not transport.records and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(transport.records) == 1
+
+
+def test_an_engine_hands_over_a_slice_at_a_time(resting, monkeypatch):
+    """What is more goes after its next step."""
+    recorder, transport = resting
+    monkeypatch.setattr(shipper, "SLICE_NS", 0)
+    for handle in range(shipper._LOOK_RECORDS + 3):
+        recorder.emit(Kind.REQUEST_END, handle, None)
+    assert recorder.ship_here() == 0
+    assert len(transport.records) == shipper._LOOK_RECORDS
+    assert recorder.ship_here() > 0
+    assert len(transport.records) == shipper._LOOK_RECORDS + 3
+
+
+def test_an_engine_neither_waits_for_our_thread_nor_for_an_agent(resting):
+    """While ours ships, or nobody takes anything, records stay where they are."""
+    recorder, transport = resting
+    recorder.emit(Kind.REQUEST_END, 1, None)
+    with recorder._drainer._turn:
+        assert recorder.ship_here() > 0
+    transport.open = False
+    assert recorder.ship_here() > 0
+    assert recorder.queued() == 1
+    transport.open = True
+    recorder.ship_here()
+    assert len(transport.records) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+def test_what_fails_on_an_engines_thread_is_counted(resting, error):
+    """An error of ours does not reach it; what a signal raises there does, with the records counted as dropped."""
+    recorder, transport = resting
+
+    def write(frame, records):
+        raise error
+
+    transport.write, kept = write, transport.write
+    recorder.emit(Kind.REQUEST_END, 1, None)
+    recorder.emit_many(Kind.REQUEST_END, [2, 3])
+    if error is SystemExit:
+        with pytest.raises(SystemExit):
+            recorder.ship_here()
+        assert recorder.errors == {}
+    else:
+        assert recorder.ship_here() > 0
+        assert recorder.errors == {"shipper.ship_here": 1}
+    transport.write = kept
+    recorder.ship_here()
+    assert transport.frames[-1].dropped_total == 3
+
+
+def test_an_engine_asks_in_vain_where_nothing_is_shipped():
+    """Before anything was recorded, and where no shipper can be started."""
+    recorder = Recorder(10, lambda _: (_ for _ in ()).throw(OSError("no threads")))
+    assert recorder.ship_here() == 0
+    recorder.emit(Kind.REQUEST_END, 1, None)
+    assert recorder.ship_here() > recorder.clock()

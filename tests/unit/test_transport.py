@@ -72,6 +72,22 @@ def test_a_welcomed_process_writes_frames(tmp_path):
     agent.close()
 
 
+def test_an_engines_thread_looks_for_no_agent(tmp_path):
+    """Only where one is connected, is still there and has room does it take what the engine hands over."""
+    agent, recorder, transport = setup(tmp_path, Welcome(True, "", "v"))
+    assert not transport.takes_now()
+    assert not recorder.errors
+    assert transport.ready()
+    agent.thread.join(5)
+    assert transport.takes_now()
+    transport.write(b"x" * 2 * MAX_PENDING_BYTES, 10)
+    assert not transport.takes_now(), "it is full"
+    agent.close()
+    assert not transport.takes_now(), "it left"
+    assert transport.generation == 1
+    transport.close()
+
+
 @pytest.mark.parametrize("answer", [Welcome(False, "other export settings", "v"), StatusRequest(), None])
 def test_a_refused_process_keeps_its_records(tmp_path, answer):
     """Refused, or answered with nonsense or nothing: not ready, counted, tried again later."""

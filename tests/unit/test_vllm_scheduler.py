@@ -208,6 +208,20 @@ def test_a_live_request_that_gets_more_input_is_the_same(engine):
     assert len(engine.captured.flush().requests) == 1
 
 
+def test_what_waits_is_handed_over_between_steps_now_and_then(monkeypatch):
+    """After a step, on the engine's thread; not before the time that the last hand-over named."""
+    recorder, asked = get_recorder(), []
+    monkeypatch.setattr(recorder, "ship_here", lambda: asked.append(len(asked)) or (len(asked) > 2) * 2**62)
+    with capture_events() as captured:
+        engine = Scheduler()
+        scheduler.record(engine)
+        engine.add_request(Request("a"))
+        assert asked == []
+        run(engine, steps=6)
+        assert asked == [0, 1, 2]
+        captured.flush()
+
+
 def test_too_many_members_wait(engine, monkeypatch):
     """While the agent is away, steps with many members are dropped and counted before they fill the memory."""
     dropped = get_recorder().dropped_total()

@@ -1,8 +1,9 @@
 """vLLM's scheduler as records: four methods of each instance, on the engine core's thread.
 
-What runs there for a step is ``scheduled`` and ``updated`` below: four clock readings, one comparison of two dicts, one
-``emit``. vLLM makes a new SchedulerOutput for each step and changes none afterwards, so records refer to its parts. It
-plans steps ahead of those that run (async scheduling, pipeline parallelism): plans wait here for their outputs.
+What runs there for a step is ``schedule`` and ``update_from_output`` below: four clock readings, one comparison of two
+dicts, one ``emit``; 20 times a second it also hands over what waits. vLLM makes a new SchedulerOutput for each step and
+changes none afterwards, so records refer to its parts. It plans ahead of the steps that run (async scheduling, pipeline
+parallelism): plans wait here for their outputs.
 """
 
 from __future__ import annotations
@@ -169,13 +170,13 @@ def _steps(  # noqa: C901 - closures of one hot path, each of them short
     Closures and not methods: this is the hot path, and local names are the fastest.
     """
     original_schedule, original_update = scheduler.schedule, scheduler.update_from_output
-    clock, emit, kind = recorder.clock, recorder.emit, int(Kind.STEP)
+    clock, emit, ship_here, kind = recorder.clock, recorder.emit, recorder.ship_here, int(Kind.STEP)
     plans: deque[tuple[Any, int, int]] = deque(maxlen=MOST_PLANS)
     plan, next_plan = plans.append, plans.popleft
     waiting, held = _waiting(scheduler)
     kv_cache, all_blocks = _kv_cache(scheduler)
     last: dict[str, int] | None = None
-    repeats = step = 0
+    repeats = step = ship_at_ns = 0
     number = _numbered(recorder) if get_settings().vllm_device_time else None
 
     def schedule(*args: Any, **kwargs: Any) -> Any:
@@ -188,6 +189,7 @@ def _steps(  # noqa: C901 - closures of one hot path, each of them short
 
     # Named as vLLM names them: a call through *args costs 0.14 us more, so only what later versions add goes that way.
     def update_from_output(scheduler_output: Any, model_runner_output: Any, *more: Any, **named: Any) -> Any:
+        nonlocal ship_at_ns
         update_ns = clock()
         if more or named:
             outputs = original_update(scheduler_output, model_runner_output, *more, **named)
@@ -197,6 +199,8 @@ def _steps(  # noqa: C901 - closures of one hot path, each of them short
             took_part(scheduler_output, outputs, update_ns)
             if scheduler.finished_req_ids:
                 watch.end_finished()
+            if update_ns >= ship_at_ns:
+                ship_at_ns = ship_here()
         except Exception:  # noqa: BLE001 - nothing of ours may reach the engine
             recorder.count_error("vllm.step")
         return outputs
