@@ -1,11 +1,12 @@
 """A real engine with recording on against off; runs in the environment that has vLLM.
 
 A round is one wave in each condition, in random order: off, on, off again (the control), and in some rounds the naive way.
-A wave is so many requests of 64 tokens, from the first that is added to the last that ends, a tenth of a second: what
-else this machine does changes within a second, so only what lies close together can be compared. A recorded wave hands
-over, on the engine's thread, what the recorded wave before told and what it tells itself; the shipper's thread sleeps all
-the time, as it does beside an engine whose steps take less than 40 ms. The agent and where it sends to are processes of their own, and what they do
-falls where it may; two servers with everything in it are in bench_vllm_serve. ``bench_vllm_paired.py [SECONDS]``, per batch size.
+A wave is so many requests of 300 tokens, from the first that is added to the last that ends, 0.3 to 0.5 s: what else
+this machine does changes within seconds, so only what lies close together can be compared. A pause after each wave lets
+the agent finish, so that what one wave told is no burden of the next. The engine's thread hands over by its clock; the
+shipper's sleeps all the time, as it does beside an engine whose steps take less than 40 ms. Agent and sink are processes
+of their own, on the same two CPUs; two servers with everything in it are in bench_vllm_serve.
+``bench_vllm_paired.py [SECONDS]``, per batch size.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ from bench_vllm_naive import Naive
 
 from axonize_core import alarm, shipper
 from axonize_core.bench.agent_process import counters, running_agent, running_sink
-from axonize_core.bench.intervals import Interval, paired_interval
-from axonize_core.recorder import get_recorder
+from axonize_core.bench.intervals import Interval, paired_interval, quantile
+from axonize_core.recorder import Recorder, get_recorder
 
 BATCHES = (1, 8, 32)
 SECONDS = 150.0
-LEAST_ROUNDS = 100
-HALF_WIDTH, STOP_HALF_WIDTH, LIMIT = 0.02, 0.008, 0.02
-NAIVE_EVERY = 8
-WARM_WAVES = 5
-FLUSH_S, FOR_EVER_S = 10.0, 1e6
+ANSWER_TOKENS = 300
+LEAST_ROUNDS = 30
+HALF_WIDTH, STOP_HALF_WIDTH, LIMIT = 0.02, 0.01, 0.02
+NAIVE_EVERY = 4
+WARM_WAVES = 2
+PAUSE_S, FLUSH_S, FOR_EVER_S = 0.15, 10.0, 1e6
 PROCESSOR = ("add_request", "process_outputs", "abort_requests", "propagate_error")
 
 
@@ -84,7 +86,7 @@ def _rows(engine, batch: int, seconds: float) -> list[Row]:
             met=on.half_width <= HALF_WIDTH and on.low <= 0 <= on.high < LIMIT,
         )
         found.append(row if field == "wave_us" else row._replace(target="(printed)", met=True))
-    return found
+    return [*found, bench.hand_overs(f"vLLM, a hand-over on the engine's thread, batch {batch}")]
 
 
 def _text(interval: Interval) -> str:
@@ -103,9 +105,12 @@ class Paired:
 
     def __init__(self, engine, batch: int) -> None:
         self._engine, self._scheduler = engine, scheduler_of(engine)
-        self._load = Load(engine, batch)
+        self._load = Load(engine, batch, ANSWER_TOKENS)
         self._naive = Naive(self._scheduler)
         self._chance = random.Random(batch)
+        self._took_ns: list[int] = []
+        self._ship_here = Recorder.ship_here.__get__(get_recorder())
+        get_recorder().ship_here = self._timed
         self.rounds = 0
         self.waves: dict[str, list[Wave]] = {}
         for condition in ("off", "on", "naive") * WARM_WAVES:  # nothing is done for the first time any more
@@ -113,6 +118,7 @@ class Paired:
         assert get_recorder().flush(FLUSH_S), "no agent"
         self.waves = {name: [] for name in ("off", "on", "control", "naive")}
         self._off_of_naive: list[Wave] = []
+        self._took_ns.clear()
         gc.collect()
         gc.freeze()
 
@@ -136,6 +142,26 @@ class Paired:
         pairs = zip(self.waves[condition], off, strict=True)
         return paired_interval([getattr(one, field) / getattr(other, field) for one, other in pairs])
 
+    def hand_overs(self, name: str) -> Row:
+        """Return the row of the time that the engine's thread was lent to the shipper, which is in that of the waves."""
+        took_us = sorted(ns / 1e3 for ns in self._took_ns)
+        on_us = sum(wave.wave_us for wave in self.waves["on"])
+        return Row(
+            name=name,
+            ours=f"median {median(took_us):.0f}, p99 {quantile(took_us, 0.99):.0f} us",
+            peer=f"{len(took_us) / on_us * 1e6:.0f} a second",
+            peer_name="of a recorded wave",
+            ratio=f"{sum(took_us) / on_us:.2%}",
+            target="(printed)",
+            met=True,
+        )
+
+    def _timed(self) -> int:
+        before_ns = time.perf_counter_ns()
+        due_ns = self._ship_here()
+        self._took_ns.append(time.perf_counter_ns() - before_ns)
+        return due_ns
+
     def _wave(self, condition: str) -> Wave:
         self._switch(condition, on=True)
         before_ns = time.perf_counter_ns()
@@ -143,6 +169,7 @@ class Paired:
         took_ns = self._load.wave()
         wave_ns = time.perf_counter_ns() - before_ns
         self._switch(condition, on=False)
+        time.sleep(PAUSE_S)
         return Wave(wave_ns / 1e3, median(took_ns) / 1e3)
 
     def _switch(self, condition: str, *, on: bool) -> None:
