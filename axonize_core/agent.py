@@ -47,6 +47,8 @@ TICK_S = 0.1
 LINGER_S = 1.0
 FIRST_CLIENT_S = 30.0
 FIRST_ENGINE_S = 5.0
+COLLECT_S = 60.0
+"""How often what hangs together in cycles is let go of: what is left of errors, most of the time."""
 SHUTDOWN_S = 5.0
 _READ_BYTES, _MOST_READS = 256 * 1024, 8
 """At a time of one client, so that one that never stops does not keep the others waiting."""
@@ -93,7 +95,7 @@ class AgentServer:
         Who is new here or asks something is heard at once; what engines tell is read at every tick, all of it in one
         go: to be woken by each of their frames costs this process, and the engine beside it, more than to read it.
         """
-        next_tick = self._clock() + TICK_S
+        next_tick, next_collection = self._clock() + TICK_S, self._clock() + COLLECT_S
         while not self._stopping and not self._deserted():
             for key, _ in self._selector.select(max(0.0, next_tick - self._clock())):
                 if key.fileobj is self._listener:
@@ -105,6 +107,9 @@ class AgentServer:
                     self._read(client)
                 self.pipeline.dispatch()
                 next_tick = self._clock() + TICK_S
+            if self._clock() >= next_collection:
+                gc.collect()
+                next_collection = self._clock() + COLLECT_S
 
     def close(self) -> None:
         """Stop listening, so that a new process starts a new agent, and let go of the clients."""
@@ -206,9 +211,13 @@ class AgentServer:
 
 
 def quieten_collector() -> None:
-    """Make Python's garbage collector rare: spans are many and acyclic, and its passes cost a fifth of the agent."""
+    """Leave Python's garbage collector to ``serve``: spans are many and acyclic.
+
+    By its own rules it cost a fifth of the agent; with rarer passes each of them took a millisecond, for which a thread
+    of the engine waited that had woken up on this CPU.
+    """
     gc.freeze()
-    gc.set_threshold(20_000, 50, 100)
+    gc.disable()
 
 
 def run(path: Path, settings: Settings, *, shared: bool, lock_fd: int | None = None) -> None:

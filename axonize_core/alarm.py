@@ -12,6 +12,7 @@ import fcntl
 import os
 import select
 import time
+from functools import lru_cache
 
 __all__ = ["LONGEST_S", "Alarm"]
 
@@ -69,9 +70,13 @@ class Alarm:
                 os.close(fd)
 
     def _set(self, period_s: float) -> bool:
-        seconds = int(period_s)
-        times = _Times(0, 0, seconds, round((period_s - seconds) * _NS))
-        return self._fd >= 0 and not self._set_time(self._fd, 0, times, None)
+        return self._fd >= 0 and not self._set_time(self._fd, 0, _times(period_s), None)
+
+
+@lru_cache
+def _times(period_s: float) -> ctypes.Array[ctypes.c_long]:
+    seconds = int(period_s)
+    return _Times(0, 0, seconds, round((period_s - seconds) * _NS))
 
 
 def _function(name: str, *arguments: type) -> ctypes._NamedFuncPointer:

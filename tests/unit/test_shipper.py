@@ -231,12 +231,11 @@ def test_long_backlogs_are_drained_in_slices(setup):
 
 
 @pytest.mark.parametrize("payload", [None, object()])
-def test_a_slice_ends_by_the_clock(monkeypatch, payload):
+def test_a_slice_ends_by_the_clock(payload):
     """However many wait, and where none of them can be encoded too."""
     recorder = Recorder(1000, lambda r: Shipper(r, MemoryTransport()))
-    monkeypatch.setattr(shipper, "SLICE_NS", 0)
     recorder.queue.extend(Record(Kind.REQUEST_END, handle, payload, 0) for handle in range(100))
-    assert Shipper(recorder, MemoryTransport())._slice(100) == shipper._LOOK_RECORDS
+    assert Shipper(recorder, MemoryTransport())._slice(100, 0) == shipper._LOOK_RECORDS
     assert recorder.dropped_total() == (0 if payload is None else shipper._LOOK_RECORDS)
 
 
@@ -312,7 +311,7 @@ def test_an_engine_that_hands_over_puts_off_our_thread(setup, monkeypatch):
 def test_an_engine_hands_over_a_slice_at_a_time(resting, monkeypatch):
     """What is more goes after its next step."""
     recorder, transport = resting
-    monkeypatch.setattr(shipper, "SLICE_NS", 0)
+    monkeypatch.setattr(shipper, "HERE_SLICE_NS", 0)
     for handle in range(shipper._LOOK_RECORDS + 3):
         recorder.emit(Kind.REQUEST_END, handle, None)
     assert recorder.ship_here() == 0
