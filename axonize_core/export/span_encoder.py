@@ -36,6 +36,9 @@ _DOUBLE = Struct("<cd").pack
 _HAS_IS_REMOTE, _IS_REMOTE = 0x100, 0x200
 _SMALL = [bytes((number,)) for number in range(128)]
 _INT64 = 1 << 63
+_MOST_AROUND = 128
+_kept_around: dict[Any, tuple[bytes, bytes]] = {}
+"""By resource and scope, of which a machine has a few; to encode them takes 0.3 ms."""
 _KEPT_LENGTH = 256
 """Longer texts are encoded each time: a plugin's may be of any length, and what is kept must not be."""
 
@@ -57,21 +60,31 @@ def encode_traces(spans: Sequence[ReadableSpan]) -> bytes:
         except Exception:  # noqa: BLE001 - whatever it is, what the official encoder makes of it is right
             body = _by_official(span).SerializeToString()
         group[1].append(b"\x12" + _varint(len(body)) + body)  # ScopeSpans.spans
-    return b"".join(_resource_spans(first, bodies) for first, bodies in groups.values())
+    return b"".join(_resource_spans(*_around(key, first), bodies) for key, (first, bodies) in groups.items())
 
 
 def _by_official(span: ReadableSpan) -> Any:
     return encode_spans([span]).resource_spans[0].scope_spans[0].spans[0]
 
 
-def _resource_spans(first: ReadableSpan, bodies: Iterable[bytes]) -> bytes:
-    """Return a ResourceSpans as a field of the request; resource and scope are OpenTelemetry's own bytes."""
-    around = encode_spans([first]).resource_spans[0]
-    scope = around.scope_spans[0]
-    del around.scope_spans[:], scope.spans[:]
-    scope_spans = b"".join((scope.SerializeToString(), *bodies))
-    body = around.SerializeToString() + b"\x12" + _varint(len(scope_spans)) + scope_spans
-    return b"\x0a" + _varint(len(body)) + body
+def _around(key: Any, span: ReadableSpan) -> tuple[bytes, bytes]:
+    """Return what stands around spans of this resource and scope: OpenTelemetry's own bytes of either."""
+    if key not in _kept_around:
+        if len(_kept_around) >= _MOST_AROUND:
+            _kept_around.clear()
+        around = encode_spans([span]).resource_spans[0]
+        scope = around.scope_spans[0]
+        del around.scope_spans[:], scope.spans[:]
+        _kept_around[key] = around.SerializeToString(), scope.SerializeToString()
+    return _kept_around[key]
+
+
+def _resource_spans(around: bytes, scope: bytes, bodies: Iterable[bytes]) -> bytes:
+    """Return a ResourceSpans as a field of the request."""
+    scope_spans = b"".join((scope, *bodies))
+    start = b"\x12" + _varint(len(scope_spans))
+    length = len(around) + len(start) + len(scope_spans)
+    return b"".join((b"\x0a", _varint(length), around, start, scope_spans))
 
 
 def _span(span: ReadableSpan) -> bytes:

@@ -96,10 +96,21 @@ def test_lengths_at_the_edges_of_their_own_lengths(size):
 def test_ours_are_encoded_here(monkeypatch):
     """The official encoder sees what encloses them, once for a resource, and none of the spans but the first."""
     seen = []
+    span_encoder._kept_around.clear()
     monkeypatch.setattr(span_encoder, "encode_spans", lambda spans: seen.extend(spans) or encode_spans(spans))
     made = [usual(**{"gen_ai.response.finish_reasons": ["stop"], "n": n, "x": 0.5}) for n in range(20)]
     assert len(ExportTraceServiceRequest.FromString(encode_traces(made)).resource_spans[0].scope_spans[0].spans) == 20
+    assert encode_traces(made[1:])
     assert seen == made[:1]
+
+
+def test_what_encloses_spans_is_kept_of_a_few(monkeypatch):
+    """However many resources there are, and each time with its own."""
+    monkeypatch.setattr(span_encoder, "_MOST_AROUND", 3)
+    for n in range(10):
+        made = [usual(Resource({"service.name": f"s{n % 4}"}), n=n)]
+        assert ExportTraceServiceRequest.FromString(encode_traces(made)) == encode_spans(made)
+        assert len(span_encoder._kept_around) <= 3
 
 
 def test_long_texts_are_not_kept():
