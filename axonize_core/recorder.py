@@ -1,6 +1,7 @@
-"""The hot path: ``emit()``, the only code of ours that runs on the inference thread.
+"""The hot path: ``emit()``, which runs on the inference thread.
 
-No locks, no I/O, no logging, no exceptions out. A record is one struct in a bounded deque; ``append`` and
+No locks, no I/O, no logging, no exceptions out; ``ship_here()``, which a busy engine calls now and then, writes to a
+socket that never blocks. A record is one struct in a bounded deque; ``append`` and
 ``popleft`` of a deque are atomic, so engine threads and the shipper need no lock between them.
 """
 

@@ -1,11 +1,11 @@
 """A real engine with recording on against off; runs in the environment that has vLLM.
 
 A round is one wave in each condition, in random order: off, on, off again (the control), and in some rounds the naive way.
-A wave is so many requests of 300 tokens, from the first that is added to the last that ends, 0.3 to 0.5 s: what else
-this machine does changes within seconds, so only what lies close together can be compared. A pause after each wave lets
-the agent finish, so that what one wave told is no burden of the next. The engine's thread hands over by its clock; the
-shipper's sleeps all the time, as it does beside an engine whose steps take less than 40 ms. Agent and sink are processes
-of their own, on the same two CPUs; two servers with everything in it are in bench_vllm_serve.
+A wave is so many requests of 100 tokens, from the first that is added to the last that ends, 0.1 to 0.2 s: what else
+this machine does changes within a second, so only what lies close together can be compared. A pause after each wave
+lets the agent finish, so that what one wave told is no burden of the next. The engine's thread hands over by its clock,
+twice a wave; the shipper's sleeps all the time, as it does beside an engine whose steps take less than 40 ms. Agent and
+sink are processes of their own, on the same two CPUs; two servers with everything in it are in bench_vllm_serve.
 ``bench_vllm_paired.py [SECONDS]``, per batch size.
 """
 
@@ -32,12 +32,12 @@ from axonize_core.recorder import Recorder, get_recorder
 
 BATCHES = (1, 8, 32)
 SECONDS = 150.0
-ANSWER_TOKENS = 300
-LEAST_ROUNDS = 30
+ANSWER_TOKENS = 100
+LEAST_ROUNDS = 100
 HALF_WIDTH, STOP_HALF_WIDTH, LIMIT = 0.02, 0.01, 0.02
-NAIVE_EVERY = 4
-WARM_WAVES = 2
-PAUSE_S, FLUSH_S, FOR_EVER_S = 0.15, 10.0, 1e6
+NAIVE_EVERY = 8
+WARM_WAVES = 5
+PAUSE_S, FLUSH_S, FOR_EVER_S = 0.12, 10.0, 1e6
 PROCESSOR = ("add_request", "process_outputs", "abort_requests", "propagate_error")
 
 
