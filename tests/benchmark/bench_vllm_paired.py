@@ -137,10 +137,11 @@ class Paired:
         return all(self.interval(c, "wave_us").half_width <= STOP_HALF_WIDTH for c in ("on", "control"))
 
     def interval(self, condition: str, field: str) -> Interval:
-        """Return how much more it takes than when off."""
-        off = self._off_of_naive if condition == "naive" else self.waves["off"]
-        pairs = zip(self.waves[condition], off, strict=True)
-        return paired_interval([getattr(one, field) / getattr(other, field) for one, other in pairs])
+        """Return how much more it takes than when off: on against both such waves of its round, which scatters less."""
+        off = [getattr(wave, field) for wave in (self._off_of_naive if condition == "naive" else self.waves["off"])]
+        if condition == "on":
+            off = [(one + getattr(wave, field)) / 2 for one, wave in zip(off, self.waves["control"], strict=True)]
+        return paired_interval([getattr(w, field) / o for w, o in zip(self.waves[condition], off, strict=True)])
 
     def hand_overs(self, name: str) -> Row:
         """Return the row of the time that the engine's thread was lent to the shipper, which is in that of the waves."""
