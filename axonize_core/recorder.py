@@ -212,8 +212,8 @@ class Recorder:
     def ship_here(self) -> int:
         """Hand over some of what waits, on the calling thread: an engine's, between two of its steps.
 
-        Up to 0.05 ms of work every 50 ms, where the shipper's thread would cost the engine ten times that. It does
-        nothing where no agent is connected, or the thread is at it. Never blocks, never raises.
+        Up to 0.2 ms of work every 50 ms, where to wake the shipper's thread would cost the engine several times that.
+        It does nothing where no agent is connected, or the thread is at it. Never blocks, never raises.
 
         Returns:
             The reading of ``clock()`` before which it need not be called again.

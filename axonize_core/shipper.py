@@ -1,7 +1,7 @@
 """What hands the records of the inference process to a transport, in slices: an engine's thread, or one of our own.
 
 A thread that wakes up beside an engine costs it half a millisecond, however little it does: the GIL there and back,
-and caches that are cold. The same work on the engine's own thread, between two steps, costs a tenth (docs/adr/0010). So
+and caches that are cold. The same on the engine's own thread, between two steps, costs a quarter (docs/adr/0010). So
 an engine whose thread is busy step after step calls ``ship_here``, and ours sleeps on while it does. Ours ships for all
 others, finds agents, and is there when an engine stops; it works for 50 us at a time, with pauses of 0.5 ms, for which
 ``sleep(0)`` and the switch interval are no substitutes.
