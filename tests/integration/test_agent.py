@@ -132,7 +132,7 @@ def test_nothing_heavy_is_imported_in_the_inference_process(engine):
     allowed = {"axonize_core", "msgspec", "typing_extensions", "coverage", "$coverage"}
     assert {m for m in outside if not m.startswith(("_", "__editable__"))} <= allowed
     core = {"absence", "errors", "frames", "recorder", "runtime_dir", "settings", "shipper", "starter", "transport"}
-    core |= {"cpus", "gpu", "gpu.process"}
+    core |= {"alarm", "cpus", "gpu", "gpu.process"}
     assert ours == ["axonize_core", *sorted(f"axonize_core.{m}" for m in core)]
 
 
