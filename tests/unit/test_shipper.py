@@ -289,7 +289,7 @@ def test_an_engine_that_is_busy_hands_over_on_its_own_thread(resting):
 
 def test_an_engine_that_hands_over_puts_off_our_thread(setup, monkeypatch):
     """It never wakes while the engine goes on, and ships what is left soon after the engine stopped."""
-    monkeypatch.setattr(shipper, "PERIOD_S", 0.3)
+    monkeypatch.setattr(shipper, "PERIOD_S", 1.5)
     recorder, transport = setup
     recorder.start()
     assert recorder.flush(5)
@@ -297,7 +297,7 @@ def test_an_engine_that_hands_over_puts_off_our_thread(setup, monkeypatch):
     transport.ready, ready = lambda: (looked.append(1), ready())[1], transport.ready
     recorder.ship_here()
     looked.clear()
-    for _ in range(10):
+    for _ in range(20):
         time.sleep(0.1)
         recorder.ship_here()
     assert looked == []
