@@ -35,7 +35,7 @@ HERE_NS = 50_000_000
 _RUN, _RUN_END, _RUN_TIMES, _MANY = int(Kind.RUN), int(Kind.RUN_END), int(Kind.RUN_TIMES), int(Kind.MANY)
 _OF_RUNS = {_RUN, _RUN_END}
 SLICE_NS, HERE_SLICE_NS = 50_000, 200_000
-"""Ours takes the GIL from an engine that wants it; an engine's own has it, and each slice costs 0.05 ms to begin."""
+"""Ours takes the GIL from an engine that wants it; an engine's own has it, and each slice begins with cold caches."""
 PAUSE_S = 0.0005
 CHUNK = 128
 """Events that a slice ships at most; fewer that came meanwhile are left for the next period."""

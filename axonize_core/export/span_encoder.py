@@ -38,7 +38,7 @@ _SMALL = [bytes((number,)) for number in range(128)]
 _INT64 = 1 << 63
 _MOST_AROUND = 128
 _kept_around: dict[Any, tuple[bytes, bytes]] = {}
-"""By resource and scope, of which a machine has a few; to encode them takes 0.3 ms."""
+"""By resource and scope, of which a machine has a few."""
 _KEPT_LENGTH = 256
 """Longer texts are encoded each time: a plugin's may be of any length, and what is kept must not be."""
 
