@@ -33,6 +33,8 @@ _REQUESTS: Final[dict[str, Any]] = {
     "logs": ExportLogsServiceRequest,
 }
 _HEXADECIMAL = {"trace_id", "span_id", "parent_span_id"}
+# Of several values, against OTLP in one AnyValue, the short way takes the first of these, and protobuf the last given.
+_VALUES = ("string_value", "int_value", "double_value", "bool_value", "array_value", "kvlist_value", "bytes_value")
 # What the objects of a body take in memory is many times what they take as text; in a small one it does not matter.
 _LOOKED_AT_BYTES = 4 << 20
 _MAX_OBJECTS = 1 << 20
@@ -45,17 +47,20 @@ def to_protobuf(signal: str, body: bytes | memoryview) -> bytes:
     Raises:
         InvalidRequestError: It is no JSON, no such message, or made of more objects than there is memory for.
     """
-    text = bytes(body)
-    if len(text) > _LOOKED_AT_BYTES and (_count(text, b"{[") > _MAX_OBJECTS or _count(text, b",") > _MAX_ITEMS):
+    if len(body) > _LOOKED_AT_BYTES and _is_too_much(bytes(body)):
         raise InvalidRequestError(f"the body holds more than {_MAX_OBJECTS} objects; send fewer at once")
-    if signal == "traces" and (usual := usual_trace_body(text)) is not None:
+    if signal == "traces" and (usual := usual_trace_body(body)) is not None:
         return usual
     kind = _REQUESTS[signal]
     try:
-        fields = _reader(kind.DESCRIPTOR)(msgspec.json.decode(text))
+        fields = _reader(kind.DESCRIPTOR)(msgspec.json.decode(body))
         return bytes(kind(**fields).SerializeToString())
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
         raise InvalidRequestError(f"the body is no valid {kind.__name__} in JSON: {error}") from error
+
+
+def _is_too_much(text: bytes) -> bool:
+    return _count(text, b"{[") > _MAX_OBJECTS or _count(text, b",") > _MAX_ITEMS
 
 
 def _count(text: bytes, characters: bytes) -> int:
@@ -86,7 +91,7 @@ class _Reader:
                     found[field[0]] = field[1](value)
                 except (TypeError, ValueError) as error:
                     raise ValueError(f"{name}: {error}") from error
-        return found
+        return dict(sorted(found.items(), key=_first_last)) if len(found) > 1 and self._name == "AnyValue" else found
 
 
 class _Nested:
@@ -100,6 +105,10 @@ class _Nested:
         if self._reader is None:
             self._reader = _reader(self._descriptor)
         return self._reader(value)
+
+
+def _first_last(field: tuple[str, Any]) -> int:
+    return -_VALUES.index(field[0]) if field[0] in _VALUES else -len(_VALUES)
 
 
 _readers: dict[str, _Reader] = {}
@@ -157,7 +166,10 @@ def _int(value: Any) -> int:
 def _float(value: Any) -> float:
     if isinstance(value, bool):
         raise TypeError("not a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:  # an integer beyond all doubles
+        raise ValueError("not a number that fits a double") from error
 
 
 def _bool(value: Any) -> bool:

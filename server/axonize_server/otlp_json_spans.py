@@ -1,76 +1,52 @@
 """Usual OTLP/JSON trace bodies into protobuf bytes, without a protobuf object per span or attribute.
 
-msgspec reads the JSON into typed structs in C; what is left per attribute is to put the bytes of a KeyValue
-together, most of which its key and the length of its value decide: those heads are kept. Anything unusual (an
-unknown field, original instead of JSON names, a null) is left to `otlp_json`, which a test holds this against.
+msgspec reads the JSON into typed structs in C; what is left is to put bytes together. Anything unusual (an unknown
+field, original instead of JSON names, a null) is left to `otlp_json`, which a test holds this against.
+
+Of the 10 us that a span of 2.2 KB with 22 attributes, a link and an event or two takes, msgspec has 3.3 and the
+attributes have 3.4. One thread at a time may use this.
 """
 
 from __future__ import annotations
 
-import base64
 import struct
+from typing import Any
 
 import msgspec
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+
+from axonize_server.otlp_json_attributes import (
+    SHORT,
+    UNSET,
+    Heads,
+    KeyValue,
+    attributes,
+    field,
+    number,
+    starts,
+    text,
+)
 
 __all__ = ["usual_trace_body"]
 
-_KEYS_KEPT = 2048
-_SIZES_KEPT = 128
-_INT_BYTES = 11  # of the longest AnyValue that is an integer
-
-
-def _varint(number: int) -> bytes:
-    if number < len(_VARINTS):
-        return _VARINTS[number]
-    out = bytearray()
-    while number > 0x7F:  # noqa: PLR2004 - seven bits a byte
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-_VARINTS: list[bytes] = []
-_VARINTS = [_varint(number) for number in range(1 << 12)]
-_pack_double = struct.Struct("<d").pack
-_pack_time = struct.Struct("<Q").pack
+_pack_time = struct.Struct("<BQ").pack
 _pack_flags = struct.Struct("<I").pack
 _pack_times = struct.Struct("<BQBQ").pack
-_number_value = AnyValue()  # upb makes a varint faster than Python can
+_pack_kind_and_times = struct.Struct("<BBBQBQ").pack
+_fromhex = bytes.fromhex
+_LET_GO: list[Any] = []
+_SPAN_NAMES, _EVENT_NAMES, _EVENTS = map(starts, (b"\x2a", b"\x12", b"\x5a"))
+_heads = {tag: Heads(tag) for tag in (0x0A, 0x1A, 0x22, 0x4A)}
+_SPAN_HEADS, _EVENT_HEADS = _heads[0x4A], _heads[0x1A]
 
 
 class _Message(msgspec.Struct, gc=False, rename="camel", forbid_unknown_fields=True):
     """A message under OTLP/JSON's names; it cannot be part of a cycle."""
 
 
-class _Array(_Message):
-    values: list[_AnyValue] = []
-
-
-class _KvList(_Message):
-    values: list[_KeyValue] = []
-
-
-class _AnyValue(_Message):
-    string_value: str | None = None
-    int_value: int | None = None
-    double_value: float | None = None
-    bool_value: bool | None = None
-    array_value: _Array | None = None
-    kvlist_value: _KvList | None = None
-    bytes_value: str | None = None
-
-
-class _KeyValue(_Message):
-    key: str = ""
-    value: _AnyValue | None = None
-
-
 class _Event(_Message):
     time_unix_nano: int = 0
     name: str = ""
-    attributes: list[_KeyValue] = []
+    attributes: list[KeyValue] = []
     dropped_attributes_count: int = 0
 
 
@@ -78,7 +54,7 @@ class _Link(_Message):
     trace_id: str = ""
     span_id: str = ""
     trace_state: str = ""
-    attributes: list[_KeyValue] = []
+    attributes: list[KeyValue] = []
     dropped_attributes_count: int = 0
     flags: int = 0
 
@@ -98,35 +74,44 @@ class _Span(_Message):
     kind: int = 0
     start_time_unix_nano: int = 0
     end_time_unix_nano: int = 0
-    attributes: list[_KeyValue] = []
+    attributes: list[KeyValue] = []
     dropped_attributes_count: int = 0
     events: list[_Event] = []
     dropped_events_count: int = 0
     links: list[_Link] = []
     dropped_links_count: int = 0
-    status: _Status | None = None
+    status: _Status = UNSET
+    written: bytes = b""  # the span in protobuf; what is under this name in JSON is ignored, as is any unknown field
+
+    def __post_init__(self) -> None:
+        """Write the span while it still is in the processor's cache, and let go of the objects it is made of.
+
+        To read all spans as msgspec.Raw first and then each takes 0.8 us a span more, to keep the objects as much.
+        """
+        self.written = _span(self)
+        self.attributes = self.events = self.links = _LET_GO
 
 
 class _Scope(_Message):
     name: str = ""
     version: str = ""
-    attributes: list[_KeyValue] = []
+    attributes: list[KeyValue] = []
     dropped_attributes_count: int = 0
 
 
 class _ScopeSpans(_Message):
-    scope: _Scope | None = None
-    spans: list[msgspec.Raw] = []
+    scope: _Scope = UNSET
+    spans: list[_Span] = []
     schema_url: str = ""
 
 
 class _Resource(_Message):
-    attributes: list[_KeyValue] = []
+    attributes: list[KeyValue] = []
     dropped_attributes_count: int = 0
 
 
 class _ResourceSpans(_Message):
-    resource: _Resource | None = None
+    resource: _Resource = UNSET
     scope_spans: list[_ScopeSpans] = []
     schema_url: str = ""
 
@@ -136,184 +121,125 @@ class _Request(_Message):
 
 
 _decode = msgspec.json.Decoder(_Request, strict=False).decode
-# One by one, so that a span is written while it still is in the processor's cache.
-_decode_span = msgspec.json.Decoder(_Span, strict=False).decode
 
 
 def usual_trace_body(body: bytes | memoryview) -> bytes | None:
     """The protobuf bytes of an ExportTraceServiceRequest in JSON; None when it needs a closer look, or is none."""
+    for heads in _heads.values():
+        heads.forget_if_full()
     try:
         request = _decode(body)
-        return b"".join([_field(b"\x0a", _resource_spans(part)) for part in request.resource_spans])
+        return b"".join([field(b"\x0a", _resource_spans(part)) for part in request.resource_spans])
     except (msgspec.MsgspecError, ValueError, struct.error, RecursionError):
         return None
 
 
 def _resource_spans(part: _ResourceSpans) -> bytes:
     resource = b""
-    if part.resource is not None:
-        dropped = _number(b"\x10", part.resource.dropped_attributes_count)
-        resource = _field(b"\x0a", b"".join(_attributes(0x0A, part.resource.attributes)) + dropped)
-    scopes = b"".join([_field(b"\x12", _scope_spans(scope)) for scope in part.scope_spans])
-    return resource + scopes + _text(b"\x1a", part.schema_url)
+    if (of := part.resource) is not None:
+        parts: list[bytes] = []
+        attributes(parts, _heads[0x0A], of.attributes)
+        parts.append(number(b"\x10", of.dropped_attributes_count))
+        resource = field(b"\x0a", b"".join(parts))
+    scopes = b"".join([field(b"\x12", _scope_spans(scope)) for scope in part.scope_spans])
+    return resource + scopes + text(b"\x1a", part.schema_url)
 
 
 def _scope_spans(part: _ScopeSpans) -> bytes:
     scope = b""
     if (of := part.scope) is not None:
-        dropped = _number(b"\x20", of.dropped_attributes_count)
-        named = _text(b"\x0a", of.name) + _text(b"\x12", of.version)
-        scope = _field(b"\x0a", named + b"".join(_attributes(0x1A, of.attributes)) + dropped)
-    return b"".join([scope, *[_span(_decode_span(span)) for span in part.spans], _text(b"\x1a", part.schema_url)])
+        parts = [text(b"\x0a", of.name), text(b"\x12", of.version)]
+        attributes(parts, _heads[0x1A], of.attributes)
+        parts.append(number(b"\x20", of.dropped_attributes_count))
+        scope = field(b"\x0a", b"".join(parts))
+    return b"".join([scope, *[span.written for span in part.spans], text(b"\x1a", part.schema_url)])
 
 
 def _span(span: _Span) -> bytes:
-    parts = [_ids(span.trace_id, span.span_id)]
-    if span.trace_state:
-        parts.append(_text(b"\x1a", span.trace_state))
-    if span.parent_span_id:
-        parts.append(_field(b"\x22", bytes.fromhex(span.parent_span_id)))
-    times = _pack_times(0x39, span.start_time_unix_nano, 0x41, span.end_time_unix_nano)
-    parts += (_text(b"\x2a", span.name), _number(b"\x30", span.kind), times)
-    parts += _attributes(0x4A, span.attributes)
+    parts = [_ids_and_state(span)]
+    name = span.name.encode()
+    if (size := len(name)) < SHORT:
+        parts.append(_SPAN_NAMES[size])
+        parts.append(name)
+    else:
+        parts.append(field(b"\x2a", name))
+    start, end, kind = span.start_time_unix_nano, span.end_time_unix_nano, span.kind
+    if 0 < kind < 0x80:  # noqa: PLR2004 - its varint is one byte
+        parts.append(_pack_kind_and_times(0x30, kind, 0x39, start, 0x41, end))
+    else:
+        parts += (number(b"\x30", kind), _pack_times(0x39, start, 0x41, end))
+    attributes(parts, _SPAN_HEADS, span.attributes)
     if span.dropped_attributes_count:
-        parts.append(_number(b"\x50", span.dropped_attributes_count))
-    if span.events:
-        parts += map(_event, span.events)
+        parts.append(number(b"\x50", span.dropped_attributes_count))
+    for event in span.events:
+        _event(parts, event)
     if span.dropped_events_count:
-        parts.append(_number(b"\x60", span.dropped_events_count))
-    if span.links:
-        parts += map(_link, span.links)
+        parts.append(number(b"\x60", span.dropped_events_count))
+    parts += map(_link, span.links)
     if span.dropped_links_count:
-        parts.append(_number(b"\x70", span.dropped_links_count))
+        parts.append(number(b"\x70", span.dropped_links_count))
     if (status := span.status) is not None:
-        parts.append(_field(b"\x7a", _text(b"\x12", status.message) + _number(b"\x18", status.code)))
+        parts.append(field(b"\x7a", text(b"\x12", status.message) + number(b"\x18", status.code)))
     if span.flags:
         parts.append(b"\x85\x01" + _pack_flags(span.flags))
-    return _field(b"\x12", b"".join(parts))
+    return field(b"\x12", b"".join(parts))
 
 
-def _event(event: _Event) -> bytes:
-    parts = [
-        b"\x09",
-        _pack_time(event.time_unix_nano),
-        _text(b"\x12", event.name),
-        *_attributes(0x1A, event.attributes),
-    ]
+def _ids_and_state(span: _Span) -> bytes:
+    trace_id, span_id, parent = span.trace_id, span.span_id, span.parent_span_id
+    if len(parent) == 16 == len(span_id) and len(trace_id) == 32 and not span.trace_state:  # noqa: PLR2004 - as in _ids
+        return _hex(f"0a10{trace_id}1208{span_id}2208{parent}")
+    ids = _ids(trace_id, span_id) + text(b"\x1a", span.trace_state)
+    return ids + field(b"\x22", _fromhex(parent)) if parent else ids
+
+
+def _event(to: list[bytes], event: _Event) -> None:
+    """Append an event's pieces; a small one's without a call of `field`, which would take 60 ns."""
+    name = event.name.encode()
+    time = _pack_time(0x09, event.time_unix_nano)
+    parts = [time, _EVENT_NAMES[size], name] if (size := len(name)) < SHORT else [time, field(b"\x12", name)]
+    if event.attributes:
+        attributes(parts, _EVENT_HEADS, event.attributes)
     if event.dropped_attributes_count:
-        parts.append(_number(b"\x20", event.dropped_attributes_count))
-    return _field(b"\x5a", b"".join(parts))
+        parts.append(number(b"\x20", event.dropped_attributes_count))
+    content = b"".join(parts)
+    if (size := len(content)) < SHORT:
+        to.append(_EVENTS[size])
+        to.append(content)
+    else:
+        to.append(field(b"\x5a", content))
 
 
 def _link(link: _Link) -> bytes:
-    content = _ids(link.trace_id, link.span_id)
-    if link.trace_state:
-        content += _text(b"\x1a", link.trace_state)
-    if link.attributes:
-        content += b"".join(_attributes(0x22, link.attributes))
-    if link.dropped_attributes_count:
-        content += _number(b"\x28", link.dropped_attributes_count)
-    return _field(b"\x6a", content + b"\x35" + _pack_flags(link.flags) if link.flags else content)
+    if link.attributes or link.trace_state or link.flags or link.dropped_attributes_count:
+        return field(b"\x6a", _long_link(link))
+    if len(link.trace_id) == 32 and len(link.span_id) == 16:  # noqa: PLR2004 - as in _ids
+        return _hex(f"6a1c0a10{link.trace_id}1208{link.span_id}")
+    return field(b"\x6a", _ids(link.trace_id, link.span_id))
+
+
+def _long_link(link: _Link) -> bytes:
+    parts = [_ids(link.trace_id, link.span_id), text(b"\x1a", link.trace_state)]
+    attributes(parts, _heads[0x22], link.attributes)
+    parts.append(number(b"\x28", link.dropped_attributes_count))
+    if link.flags:
+        parts.append(b"\x35" + _pack_flags(link.flags))
+    return b"".join(parts)
 
 
 def _ids(trace_id: str, span_id: str) -> bytes:
     if len(trace_id) == 32 and len(span_id) == 16:  # noqa: PLR2004 - the hexadecimal digits of 16 and 8 bytes
-        return b"\x0a\x10%b\x12\x08%b" % (bytes.fromhex(trace_id), bytes.fromhex(span_id))
-    return _field(b"\x0a", bytes.fromhex(trace_id)) + _field(b"\x12", bytes.fromhex(span_id))
+        return _hex(f"0a10{trace_id}1208{span_id}")
+    return field(b"\x0a", _fromhex(trace_id)) + field(b"\x12", _fromhex(span_id))
 
 
-def _text(tag: bytes, text: str) -> bytes:
-    return _field(tag, text.encode()) if text else b""
+def _hex(digits: str) -> bytes:
+    """The bytes of ids with their tags and lengths: to read one more takes less than another call.
 
-
-def _number(tag: bytes, number: int) -> bytes:
-    """A number that is not negative and fits 31 bits; any other is unusual."""
-    if not number:
-        return b""
-    if not 0 < number < 1 << 31:
-        raise ValueError(number)
-    return tag + _varint(number)
-
-
-def _field(tag: bytes, content: bytes) -> bytes:
-    return tag + _varint(len(content)) + content
-
-
-class _Heads(dict[str, list[bytes]]):
-    """What stands before a value, by its key and size: tag, length, key, and the beginning of its AnyValue."""
-
-    def __init__(self, tag: int, beginnings: list[tuple[bytes, int]]) -> None:
-        super().__init__()
-        self._tag, self._beginnings = bytes([tag]), beginnings
-
-    def __missing__(self, key: str) -> list[bytes]:
-        if len(self) >= _KEYS_KEPT:
-            self.clear()
-        encoded = _text(b"\x0a", key)
-        self[key] = heads = [self._head(encoded, beginning, size) for beginning, size in self._beginnings]
-        return heads
-
-    def _head(self, key: bytes, beginning: bytes, size: int) -> bytes:
-        value = b"\x12" + _varint(len(beginning) + size) + beginning
-        return self._tag + _varint(len(key) + len(value) + size) + key + value
-
-
-def _heads_of(tag: int) -> tuple[_Heads, _Heads, _Heads]:
-    texts = [(b"\x0a" + _varint(size), size) for size in range(_SIZES_KEPT)]
-    numbers = [(b"", size) for size in range(_INT_BYTES + 1)]
-    return _Heads(tag, texts), _Heads(tag, numbers), _Heads(tag, [(b"\x21", 8)])
-
-
-_heads = {tag: _heads_of(tag) for tag in (0x0A, 0x1A, 0x22, 0x4A)}
-
-
-def _attributes(tag: int, pairs: list[_KeyValue]) -> list[bytes]:
-    """The pieces of a list of KeyValues."""
-    texts, numbers, doubles = _heads[tag]
-    parts: list[bytes] = []
-    append = parts.append
-    for pair in pairs:
-        value = pair.value
-        if value is None:
-            append(_key_value(bytes([tag]), pair))
-        elif (text := value.string_value) is not None:
-            data = text.encode()
-            if len(data) < _SIZES_KEPT:
-                append(texts[pair.key][len(data)])
-                append(data)
-            else:
-                append(_key_value(bytes([tag]), pair))
-        elif (number := value.int_value) is not None:
-            _number_value.int_value = number
-            data = _number_value.SerializeToString()
-            append(numbers[pair.key][len(data)])
-            append(data)
-        elif (double := value.double_value) is not None:
-            append(doubles[pair.key][0])
-            append(_pack_double(double))
-        else:
-            append(_key_value(bytes([tag]), pair))
-    return parts
-
-
-def _key_value(tag: bytes, pair: _KeyValue) -> bytes:
-    value = b"" if pair.value is None else _field(b"\x12", _any_value(pair.value))
-    return _field(tag, _text(b"\x0a", pair.key) + value)
-
-
-def _any_value(value: _AnyValue) -> bytes:  # noqa: PLR0911 - one for each kind of value
-    if value.string_value is not None:
-        return _field(b"\x0a", value.string_value.encode())
-    if value.bool_value is not None:
-        return b"\x10\x01" if value.bool_value else b"\x10\x00"
-    if value.int_value is not None:
-        return AnyValue(int_value=value.int_value).SerializeToString()
-    if value.double_value is not None:
-        return b"\x21" + _pack_double(value.double_value)
-    if value.array_value is not None:
-        return _field(b"\x2a", b"".join([_field(b"\x0a", _any_value(item)) for item in value.array_value.values]))
-    if value.kvlist_value is not None:
-        return _field(b"\x32", b"".join([_key_value(b"\x0a", pair) for pair in value.kvlist_value.values]))
-    if value.bytes_value is not None:
-        return _field(b"\x3a", base64.b64decode(value.bytes_value, validate=True))
-    return b""
+    Raises:
+        ValueError: They are not digits only; an id with a space in it is shorter than its length says.
+    """
+    data = _fromhex(digits)
+    if 2 * len(data) != len(digits):
+        raise ValueError(digits)
+    return data
