@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 HF_MATRIX := tests/integration/test_hf_matrix.py
-SOURCES := $(shell find axonize_core integrations server migrations -name '*.py' -o -name '*.sql' -o -name '*.proto')
+SOURCES := $(shell find axonize_core integrations server migrations -name '*.py' -o -name '*.sql' -o -name '*.proto' -o -name '*.xml')
 
 # The wheel is what is tested: the checkout must not come before it on sys.path.
 export PYTHONSAFEPATH := 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import time
 
 import pytest
@@ -265,6 +267,42 @@ def test_nobody_there():
     """An address where nobody listens is an error that names it."""
     with pytest.raises(StoreUnreachableError, match=r"127\.0\.0\.1:9"):
         ClickHouseStore("http://127.0.0.1:9/axonize")
+
+
+_MERGING = """
+import sys
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from axonize_server.store.clickhouse import ClickHouseStore
+
+def niceness():
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):
+            if (task / "comm").read_text().strip() == "MergeMutate":
+                yield int((task / "stat").read_text().rsplit(")")[1].split()[16])
+
+store = ClickHouseStore(f"chdb://{sys.argv[1]}")
+print(store.query("SELECT value FROM system.merge_tree_settings WHERE name = 'merge_selector_base'")[0]["value"])
+store.command("CREATE TABLE default.t (a Int64) ENGINE = MergeTree ORDER BY a")
+most = 0
+while most < 10:
+    for _ in range(3):
+        store.command("INSERT INTO default.t SELECT number FROM numbers(500000)")
+    merging = Thread(target=store.command, args=("OPTIMIZE TABLE default.t FINAL",))
+    merging.start()
+    while merging.is_alive():
+        most = max([most, *niceness()])
+print(most)
+"""
+
+
+def test_merges_of_the_embedded_engine_go_last(tmp_path):
+    """They are nice, and make one part of ten; in a process of its own, since an engine is configured once in each."""
+    said = subprocess.check_output(
+        [sys.executable, "-c", _MERGING, str(tmp_path / "clickhouse")], text=True, timeout=60
+    )
+    assert said.split("\n")[:2] == ["10", "10"]
 
 
 def test_an_old_server_is_refused(empty_store, monkeypatch):

@@ -6,6 +6,7 @@ import os
 import re
 import threading
 import time
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -294,7 +295,8 @@ def _connect_chdb(dsn: Dsn) -> Client:
     os.environ["TZ"] = "UTC"
     time.tzset()
     Path(dsn.path).mkdir(parents=True, exist_ok=True)
-    return clickhouse_connect.get_client(interface="chdb", path=dsn.path)
+    options = {"config-file": str(files("axonize_server.store").joinpath("embedded.xml"))}
+    return clickhouse_connect.get_client(interface="chdb", path=dsn.path, chdb_options=options)
 
 
 # An insert is over when it is on every shard, with its token; a statement for all machines has no rows to give.
