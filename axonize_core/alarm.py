@@ -7,12 +7,16 @@ it does (docs/adr/0010). No lock, event or condition of Python's can be put off 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import select
+import struct
 import time
 from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["LONGEST_S", "Alarm"]
 
@@ -20,7 +24,7 @@ LONGEST_S = 10.0
 """How long a sleep can be put off; what else the sleeper looks after is not left alone for longer."""
 _FIRST_FREE_FD = 3
 _NS = 1_000_000_000
-_Times = ctypes.c_long * 4
+_TIMES = struct.Struct("4l")
 """``struct itimerspec``: seconds and ns of the interval, of which there is none here, and of the first time."""
 
 
@@ -34,12 +38,12 @@ class Alarm:
         self._fd = -1
         self._rung = False
         try:
-            self._set_time = _function("timerfd_settime", ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-            made = _function("timerfd_create", ctypes.c_int, ctypes.c_int)(time.CLOCK_MONOTONIC, os.O_CLOEXEC)
+            self._set_time = _function("timerfd_settime", "iiPP")
+            made = _function("timerfd_create", "ii")(time.CLOCK_MONOTONIC, os.O_CLOEXEC)
             if made >= 0:  # where no standard stream's number is its own, as a host may have closed these
                 self._fd = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
                 os.close(made)
-        except (OSError, AttributeError):  # no such function
+        except (OSError, AttributeError, ImportError):  # no such function, or a Python without ctypes
             self._fd = -1
         self._poll = select.poll()
         if self._fd >= 0:
@@ -74,13 +78,18 @@ class Alarm:
 
 
 @lru_cache
-def _times(period_s: float) -> ctypes.Array[ctypes.c_long]:
+def _times(period_s: float) -> bytes:
     seconds = int(period_s)
-    return _Times(0, 0, seconds, round((period_s - seconds) * _NS))
+    return _TIMES.pack(0, 0, seconds, round((period_s - seconds) * _NS))
 
 
-def _function(name: str, *arguments: type) -> ctypes._NamedFuncPointer:
-    """Return a function of the C library that keeps the GIL: to let go of it would take longer than the call."""
+def _function(name: str, arguments: str) -> Callable[..., int]:
+    """Return a function of the C library that keeps the GIL: to let go of it would take longer than the call.
+
+    ``arguments`` has a letter for each: i an int, P a pointer.
+    """
+    import ctypes  # noqa: PLC0415 - not every Python has it
+
     function = getattr(ctypes.PyDLL(None), name)
-    function.argtypes = arguments
+    function.argtypes = [{"i": ctypes.c_int, "P": ctypes.c_void_p}[letter] for letter in arguments]
     return function  # type: ignore[no-any-return] # ctypes says Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 
@@ -80,9 +81,13 @@ def test_a_host_that_closed_the_timer_gets_plain_sleeps(clock):
     os.close(write)
 
 
-def test_where_the_kernel_has_no_timers_sleeps_are_plain(monkeypatch):
+@pytest.mark.parametrize("lacking", ["function", "ctypes"])
+def test_where_no_timer_can_be_had_sleeps_are_plain(monkeypatch, lacking):
     """And calls to put them off say so; one that was ended before it began is none."""
-    monkeypatch.setattr(alarm, "_function", lambda *_: (_ for _ in ()).throw(AttributeError("timerfd_settime")))
+    if lacking == "ctypes":
+        monkeypatch.setitem(sys.modules, "ctypes", None)
+    else:
+        monkeypatch.setattr(alarm, "_function", lambda *_: (_ for _ in ()).throw(AttributeError("timerfd_settime")))
     plain = Alarm()
     assert plain.put_off(1) is False
     plain.ring()
