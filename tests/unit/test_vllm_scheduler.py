@@ -101,6 +101,19 @@ def test_a_step_that_was_given_up(engine):
     assert len(engine.captured.flush().batches) == 2
 
 
+@pytest.mark.parametrize("given_up", [1, scheduler.MOST_PLANS + 6])
+def test_members_that_changed_in_a_step_that_was_given_up(engine, given_up):
+    """The next one has the same, but nobody was told of them yet; also where so many were given up that some are forgotten."""
+    engine.add_request(Request("a"))
+    engine.add_request(Request("b"))
+    run(engine, steps=3)
+    engine.requests.pop("b")
+    for _ in range(given_up):
+        engine.schedule()
+    run(engine, steps=2)
+    assert [len(step.request_seqs) for step in engine.captured.flush().batches] == [2, 2, 2, 1, 1]
+
+
 def test_a_preempted_request_while_a_step_is_in_flight(engine):
     """It is preempted when the step that has it runs still; what it lost is computed again."""
     engine.add_request(Request("a"))
