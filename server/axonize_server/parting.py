@@ -15,18 +15,17 @@ import os
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from google.protobuf.message import DecodeError, Message
-from google.protobuf.unknown_fields import UnknownFieldSet
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from google.protobuf.message import DecodeError
 
 from axonize_server.refused import FOLDER, Refusal, read_refusal, reason_path, write_refusal
-from axonize_server.spool import framed, header_message, read_header, request_frame, requests, sync_directory
+from axonize_server.spool import framed, header_message, read_header, requests, sync_directory
+from axonize_server.store.anew import REQUESTS, stamp, stamped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping, Sequence
     from pathlib import Path
+
+    from google.protobuf.message import Message
 
     from axonize_server.spool import Segment
 
@@ -42,11 +41,10 @@ __all__ = [
 ]
 
 _DRAFT: Final = ".draft"
-_TENANT, _RECEIVED = 1001, 1002
-_KINDS: Final[dict[str, tuple[Callable[[], Message], tuple[str, str, str]]]] = {
-    "traces": (ExportTraceServiceRequest, ("resource_spans", "scope_spans", "spans")),
-    "metrics": (ExportMetricsServiceRequest, ("resource_metrics", "scope_metrics", "metrics")),
-    "logs": (ExportLogsServiceRequest, ("resource_logs", "scope_logs", "log_records")),
+_NAMES: Final = {
+    "traces": ("resource_spans", "scope_spans", "spans"),
+    "metrics": ("resource_metrics", "scope_metrics", "metrics"),
+    "logs": ("resource_logs", "scope_logs", "log_records"),
 }
 
 
@@ -65,24 +63,21 @@ def read_requests(path: Path) -> list[bytes]:
 
 def split(signal: str, request: bytes) -> Split | None:
     """Take a request apart; None when it cannot be parsed, or holds one record or none."""
-    if signal not in _KINDS:
+    if signal not in REQUESTS:
         return None
-    make, names = _KINDS[signal]
+    make, names = REQUESTS[signal], _NAMES[signal]
     parsed = make()
     try:
         parsed.ParseFromString(request)
     except DecodeError:
         return None
-    unknown: Any = UnknownFieldSet(parsed)
-    own = {field.field_number: field.data for field in unknown if field.field_number >= _TENANT}
+    own = stamp(parsed)
     count = sum(1 for _ in _records(parsed, names))
-    if count < 2 or not {_TENANT, _RECEIVED} <= set(own):  # noqa: PLR2004  one record cannot be parted
+    if own is None or count < 2:  # noqa: PLR2004  one record cannot be parted
         return None
 
     def only(chosen: Container[int]) -> bytes:
-        body = _filtered(make(), parsed, names, chosen).SerializeToString()
-        _, trailer = request_frame(body, tenant=own[_TENANT].decode(), received_ns=own[_RECEIVED])
-        return body + trailer
+        return stamped(_filtered(make(), parsed, names, chosen).SerializeToString(), own)
 
     return Split(count, only)
 

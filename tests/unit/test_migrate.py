@@ -60,7 +60,7 @@ def test_shipped_migrations_can_run_twice():
             assert not re.search(r"ADD COLUMN(?! IF NOT EXISTS)", sql), found.name
             kind = (
                 r"CREATE (TABLE|MATERIALIZED VIEW) IF NOT EXISTS|DROP TABLE IF EXISTS"
-                r"|ALTER TABLE \{database\}\.\w+ \{on_cluster\}\s+(ADD COLUMN|MODIFY QUERY)"
+                r"|ALTER TABLE \{database\}\.\w+ \{on_cluster\}\s+(ADD COLUMN|MODIFY QUERY|MODIFY SETTING)"
                 r"|INSERT INTO \{database\}\.gpu_metrics(_1m)?\n"
             )
             assert re.match(kind, sql), found.name

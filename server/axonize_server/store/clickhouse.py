@@ -17,6 +17,8 @@ from clickhouse_connect.driver.summary import QuerySummary
 
 from axonize_core.errors import ConfigurationError, StoreError
 from axonize_server.store import explode
+from axonize_server.store.anew import encoded_anew
+from axonize_server.store.attributes import ODD
 from axonize_server.store.cluster import SHARDING, local_database
 from axonize_server.store.dsn import Dsn, parse_dsn
 from axonize_server.store.schema import MESSAGE, proto, proto_path
@@ -130,24 +132,37 @@ class ClickHouseStore:
             SegmentRefusedError: The data cannot be stored, now or later.
             StoreUnreachableError: Anything else; ask again.
         """
-        in_process = self.dsn.scheme == "chdb"
-        format_settings = _format(signal, in_process=in_process)
-        clause = _clause({**(settings or {}), **format_settings, **_PINNED, "insert_deduplication_token": token})
-        source = f"file({_quote(str(path))}, Protobuf, '{{structure}}')" if in_process else "input('{structure}')"
-        statement = explode.insert(signal, self.database, source, clause)
         try:
-            if in_process:
-                known = self._known_blocks()
-                self._client().command(statement)
-                return self._known_blocks() > known
-            self._send(path, statement)
+            return self._insert_usual(path, signal, token, settings or {})
         except DatabaseError as e:
             if _is_about_data(e):
                 raise SegmentRefusedError(f"segment {path.name!r}: {e}") from e
             raise StoreUnreachableError(f"store {self.dsn.text!r}: {e}") from e
         except ClickHouseError as e:
             raise StoreUnreachableError(f"store {self.dsn.text!r}: {e}") from e
-        return None
+
+    def _insert_usual(self, path: Path, signal: str, token: str, settings: Mapping[str, int]) -> bool | None:
+        """Insert a segment as it is; one that the statement finds encoded in an unusual way, encoded anew."""
+        try:
+            return self._insert(path, signal, token, settings)
+        except DatabaseError as e:
+            if e.code != ODD:
+                raise
+        with encoded_anew(path, signal) as usual:
+            return self._insert(usual, signal, token, settings)
+
+    def _insert(self, path: Path, signal: str, token: str, settings: Mapping[str, int]) -> bool | None:
+        in_process = self.dsn.scheme == "chdb"
+        format_settings = _format(signal, in_process=in_process)
+        clause = _clause({**settings, **format_settings, **_PINNED, "insert_deduplication_token": token})
+        source = f"file({_quote(str(path))}, Protobuf, '{{structure}}')" if in_process else "input('{structure}')"
+        statement = explode.insert(signal, self.database, source, clause)
+        if not in_process:
+            self._send(path, statement)
+            return None
+        known = self._known_blocks()
+        self._client().command(statement)
+        return self._known_blocks() > known
 
     def _known_blocks(self) -> int:
         """Count the blocks the engine in this process has dropped as repeated; only the writer inserts here."""

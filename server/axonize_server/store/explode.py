@@ -7,6 +7,7 @@ multiplies its rows: the maps of a resource are built once per resource, not onc
 
 from __future__ import annotations
 
+from axonize_server.store.attributes import maps
 from axonize_server.store.points import POINT, POINTS
 from axonize_server.store.schema import structure
 
@@ -15,13 +16,6 @@ __all__ = ["TABLES", "insert"]
 TABLES = {"traces": "spans", "metrics": "metrics", "logs": "logs"}
 """The table each signal's segments go to; also what OTLP calls a resource's and a scope's part of a request."""
 
-_KINDS = {
-    "string": ("string_value", "LowCardinality(String)"),
-    "int": ("int_value", "Int64"),
-    "float": ("double_value", "Float64"),
-    "bool": ("bool_value", "Bool"),
-}
-_VALUE = {**dict.fromkeys(_KINDS, "assumeNotNull(v)"), "bool": "assumeNotNull(v) != 0"}
 _NOT_SCALAR = ("array_value", "kvlist_value", "bytes_value")
 # What has no scalar type: a letter for its kind, then its bytes as they came.
 _RAW = (
@@ -53,7 +47,7 @@ def _scopes(signal: str, source: str) -> str:
     """Give one row per scope, with its resource's maps beside it and its records as an array."""
     kind = TABLES[signal]
     reader = source.replace("{structure}", structure(signal))
-    resource = ", ".join(f"{sql} AS {name}" for name, sql in _maps("resource", "r.resource.attributes").items())
+    resource = ", ".join(f"{sql} AS {name}" for name, sql in maps("resource", "r.resource.attributes").items())
     requests = f"SELECT tenant[-1] AS tenant, resource_{kind} AS resources FROM {reader}"
     resources = (
         f"SELECT tenant, {resource}, toUInt32(r.resource.dropped_attributes_count) AS resource_dropped,"
@@ -65,36 +59,11 @@ def _scopes(signal: str, source: str) -> str:
     )
 
 
-def _maps(prefix: str, attributes: str) -> dict[str, str]:
-    """Give the five maps of a list of attributes, which together hold all of them.
-
-    Filtered is column by column, and only what a map keeps: filtering the attributes as they are copies all eight
-    columns of each, for every map. Keys are looked up in their dictionary once.
-    """
-    keys = f"CAST({attributes}.key, 'Array(LowCardinality(String))')"
-    fields = {field: f"{attributes}.value.{field}" for field, _ in _KINDS.values()}
-    maps = {}
-    for kind, (field, sql_type) in _KINDS.items():
-        its_keys = f"arrayFilter((k, v) -> isNotNull(v), {keys}, {fields[field]})"
-        values = f"arrayMap(v -> {_VALUE[kind]}, arrayFilter(v -> isNotNull(v), {fields[field]}))"
-        maps[f"{prefix}_{kind}"] = _map(its_keys, values, sql_type)
-    scalars = ", ".join(fields)
-    no_scalar = " AND ".join(f"isNull({field})" for field in fields)
-    kept = f"arrayFilter((x, {scalars}) -> {no_scalar}, {{}}, {', '.join(fields.values())})"
-    raw = ", ".join(kept.format(f"{attributes}.value.{field}") for field in _NOT_SCALAR)
-    values = f"arrayMap(({', '.join(_NOT_SCALAR)}) -> {_RAW.format(**{field: field for field in _NOT_SCALAR})}, {raw})"
-    return {**maps, f"{prefix}_raw": _map(kept.format(keys), values, "String")}
-
-
-def _map(keys: str, values: str, sql_type: str) -> str:
-    return f"CAST(({keys}, {values}), 'Map(LowCardinality(String), {sql_type})')"
-
-
 def _time(nanoseconds: str) -> str:
     return f"fromUnixTimestamp64Nano(toInt64({nanoseconds}), 'UTC')"
 
 
-_RESOURCE = ("tenant", "resource_schema_url", "resource_dropped", *_maps("resource", ""))
+_RESOURCE = ("tenant", "resource_schema_url", "resource_dropped", *maps("resource", ""))
 _ENVELOPE = {
     **{name: name for name in _RESOURCE},
     "scope_name": "scope.name",
@@ -115,19 +84,19 @@ _SPAN = {
     "duration_ns": "toInt64(s.end_time_unix_nano - s.start_time_unix_nano)",
     "status_code": "toInt32(s.status.code)",
     "status_message": "s.status.message",
-    **_maps("attrs", "s.attributes"),
+    **maps("attrs", "s.attributes"),
     "attrs_dropped": "toUInt32(s.dropped_attributes_count)",
-    "events.time": f"arrayMap(e -> {_time('e.time_unix_nano')}, s.events)",
-    "events.name": "arrayMap(e -> e.name, s.events)",
-    "events.attrs": "arrayMap(e -> e.attributes, s.events)",
-    "events.dropped": "arrayMap(e -> toUInt32(e.dropped_attributes_count), s.events)",
+    "events.time": f"arrayMap(t -> {_time('t')}, s.events.time_unix_nano)",
+    "events.name": "s.events.name",
+    "events.attrs": "s.events.attributes",
+    "events.dropped": "arrayMap(n -> toUInt32(n), s.events.dropped_attributes_count)",
     "events_dropped": "toUInt32(s.dropped_events_count)",
-    "links.trace_id": "arrayMap(l -> toFixedString(l.trace_id, 16), s.links)",
-    "links.span_id": "arrayMap(l -> toFixedString(l.span_id, 8), s.links)",
-    "links.trace_state": "arrayMap(l -> l.trace_state, s.links)",
-    "links.attrs": "arrayMap(l -> l.attributes, s.links)",
-    "links.dropped": "arrayMap(l -> toUInt32(l.dropped_attributes_count), s.links)",
-    "links.flags": "arrayMap(l -> l.flags, s.links)",
+    "links.trace_id": "arrayMap(id -> toFixedString(id, 16), s.links.trace_id)",
+    "links.span_id": "arrayMap(id -> toFixedString(id, 8), s.links.span_id)",
+    "links.trace_state": "s.links.trace_state",
+    "links.attrs": "s.links.attributes",
+    "links.dropped": "arrayMap(n -> toUInt32(n), s.links.dropped_attributes_count)",
+    "links.flags": "s.links.flags",
     "links_dropped": "toUInt32(s.dropped_links_count)",
 }
 _METRIC = {
@@ -136,7 +105,7 @@ _METRIC = {
     "description": "m.description",
     "metadata": "m.metadata",
     **{name: f"p.{position}" for position, name in enumerate(POINT, 1) if name not in ("attributes", "start", "time")},
-    **_maps("attrs", f"p.{POINT.index('attributes') + 1}"),
+    **maps("attrs", f"p.{POINT.index('attributes') + 1}"),
     "start_time": _time(f"p.{POINT.index('start') + 1}"),
     "time": _time(f"p.{POINT.index('time') + 1}"),
 }
@@ -159,7 +128,7 @@ _LOG = {
         " isNotNull(g.body.bool_value), if(assumeNotNull(g.body.bool_value), 't', 'f'),"
         f" {_RAW.format(**{field: f'g.body.{field}' for field in _NOT_SCALAR})})"
     ),
-    **_maps("attrs", "g.attributes"),
+    **maps("attrs", "g.attributes"),
     "attrs_dropped": "g.dropped_attributes_count",
 }
 _RECORDS_OF_SCOPE = {"logs": "log_records"}
