@@ -19,6 +19,8 @@ import httptools
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from axonize_server.buffers import Buffers
+
 __all__ = ["Application", "Connection", "Head", "HttpLimits", "Response"]
 
 _FIRST_BYTES = 8 << 10  # a head; ten thousand clients may begin one and stop
@@ -65,7 +67,7 @@ class Application(Protocol):
 
     limits: HttpLimits
     connections: set[Connection]
-    held_bytes: int
+    buffers: Buffers
     stopping: bool
 
     def body_limit(self, head: Head) -> int:
@@ -125,11 +127,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _account(self, held: int) -> None:
         """Note what the buffers take now, here and among those of all connections."""
-        self._app.held_bytes += held - self._held
+        self._app.buffers.held_bytes += held - self._held
         self._held = held
-
-    def _has_room(self, more: int) -> bool:
-        return self._app.held_bytes + more <= self._app.limits.buffered_bytes
 
     @property
     def under_way(self) -> bool:
@@ -212,7 +211,7 @@ class Connection(asyncio.BufferedProtocol):
         if length > self._limit:
             self._too_large()
             return
-        if length > _STEP_BYTES and not self._has_room(length):
+        if length > _STEP_BYTES and not self._app.buffers.has_room(length):
             self._no_room()
             return
         self._deadline = self._loop.time() + self._app.limits.body_s
@@ -229,7 +228,7 @@ class Connection(asyncio.BufferedProtocol):
             self._serve(memoryview(self._buffer)[self._body_at : self._body_end])
         elif self._have == len(self._buffer):
             size = min(self._body_end, max(_STEP_BYTES, 2 * self._have)) + _SPARE_BYTES
-            if self._has_room(size - self._have):
+            if self._app.buffers.has_room(size - self._have):
                 self._resize(size)
             else:
                 self._no_room()
@@ -258,7 +257,7 @@ class Connection(asyncio.BufferedProtocol):
             self._serve(memoryview(self._chunks))
         elif self._framing_bytes > self._app.limits.header_bytes:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "what stands between the chunks is too large")
-        elif not self._has_room(0):
+        elif not self._app.buffers.has_room():
             self._no_room()
 
     def on_body(self, chunk: bytes) -> None:
@@ -315,7 +314,7 @@ class Connection(asyncio.BufferedProtocol):
     def _keep(self, rest: bytes) -> None:
         """Go on with the buffer, or with one just large enough when it is large or all together are."""
         large = len(self._buffer) > _STEP_BYTES + _SPARE_BYTES
-        if large or self._app.held_bytes > self._app.limits.buffered_bytes // 4:
+        if large or self._app.buffers.is_busy:
             self._buffer = bytearray(len(rest))
         self._buffer[: len(rest)] = rest
         self._have, self._chunks = len(rest), bytearray()

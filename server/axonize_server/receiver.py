@@ -20,6 +20,7 @@ import uvloop
 
 from axonize_core import __version__
 from axonize_core.errors import ConfigurationError
+from axonize_server.buffers import Buffers
 from axonize_server.http import Connection, Head, HttpLimits, Response
 from axonize_server.inflate import InflatedTooLargeError, inflate
 from axonize_server.intake import Intake
@@ -56,7 +57,7 @@ class Receiver:
     def __init__(self, settings: Settings, intake: Intake, limits: HttpLimits | None = None) -> None:
         self.limits = limits or HttpLimits()
         self.connections: set[Connection] = set()
-        self.held_bytes = 0
+        self.buffers = Buffers(self.limits.buffered_bytes)
         self.stopping = False
         self._settings, self._intake = settings, intake
 

@@ -219,7 +219,7 @@ def http(data):
     finally:
         asyncio._set_running_loop(None)
     assert not app.connections
-    assert app.held_bytes == 0
+    assert app.buffers.held_bytes == 0
     statuses = _statuses(bytes(transport.sent))
     assert set(statuses) <= STATUSES
     if not raw:

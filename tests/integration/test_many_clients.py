@@ -138,7 +138,7 @@ def test_a_slow_client_is_ended_whatever_it_drips(tmp_path, name):
     async def scenario(door):
         await drip(door, *SLOW[name])
         await until(lambda: not door.app.connections)
-        assert door.app.held_bytes == 0
+        assert door.app.buffers.held_bytes == 0
 
     at_the_door(tmp_path, scenario)
 
@@ -169,7 +169,7 @@ def test_a_client_that_never_reads_is_not_answered_without_end(tmp_path):
     async def scenario(door):
         await never_read(door)
         await until(lambda: not door.app.connections)
-        assert door.app.held_bytes == 0
+        assert door.app.buffers.held_bytes == 0
         assert (await door.post(trace_body())).startswith(b"HTTP/1.1 200 ")
 
     at_the_door(tmp_path, scenario)
@@ -208,7 +208,7 @@ def test_chunked_bodies_are_bounded_together(tmp_path):
     async def scenario(door):
         reader, writer = await door.connect()
         writer.write(CHUNKED + b"200000\r\n" + b"x" * (2 << 20) + b"\r\n")
-        await until(lambda: door.app.held_bytes >= 2 << 20)
+        await until(lambda: door.app.buffers.held_bytes >= 2 << 20)
         answer = await drip(door, CHUNKED + b"200000\r\n", b"x" * 100_000)
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert door.counters["refused_requests.buffers"] == 1
@@ -226,7 +226,7 @@ def test_small_bodies_are_bounded_together(tmp_path):
         for _, writer in ends:
             writer.write(SIZED % 900_000 + b"x" * 800_000)
         await until(lambda: door.counters["refused_requests.buffers"])
-        assert door.app.held_bytes <= 3 << 20
+        assert door.app.buffers.held_bytes <= 3 << 20
         assert any(connection.under_way for connection in door.app.connections)
 
     at_the_door(tmp_path, scenario, buffered_bytes=3 << 20, body_s=30, linger_s=30)

@@ -7,6 +7,7 @@ import contextlib
 
 import pytest
 
+from axonize_server.buffers import Buffers
 from axonize_server.http import Connection, HttpLimits, Response
 
 SMALL = HttpLimits(connections=2, header_bytes=1000, buffered_bytes=3 << 20, header_s=0.2, body_s=0.4, idle_s=0.6)
@@ -17,7 +18,8 @@ class Echo:
     """Answers with the body it got, at once or when told."""
 
     def __init__(self):
-        self.limits, self.connections, self.held_bytes, self.stopping = SMALL, set(), 0, False
+        self.limits, self.connections, self.stopping = SMALL, set(), False
+        self.buffers = Buffers(SMALL.buffered_bytes)
         self.pending = asyncio.Queue()
 
     def body_limit(self, head):
