@@ -6,7 +6,7 @@ import socket
 
 from axonize_core.errors import ConfigurationError
 
-__all__ = ["listen"]
+__all__ = ["listen", "listen_beside"]
 
 _BACKLOG = 1024
 
@@ -25,9 +25,24 @@ def listen(host: str, port: int, count: int) -> list[socket.socket]:
             port = probe.getsockname()[1]
         return [_listener(host, port, shared=True) for _ in range(count)]
     except OSError as error:
-        raise ConfigurationError(
-            f"cannot listen on {host}:{port} ({error.strerror}); stop what uses it, or give another --http-port"
-        ) from error
+        raise _taken(host, port, error, "give another --http-port") from error
+
+
+def listen_beside(host: str, port: int, *, shared: bool) -> socket.socket:
+    """A socket for gRPC, which each receiver makes for itself, beside those of the other receivers.
+
+    Raises:
+        ConfigurationError: The address is taken, or not ours.
+    """
+    try:
+        return _listener(host, port, shared=shared)
+    except OSError as error:
+        raise _taken(host, port, error, "give another --grpc-port (0: off)") from error
+
+
+def _taken(host: str, port: int, error: OSError, instead: str) -> ConfigurationError:
+    at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return ConfigurationError(f"cannot listen on {at} ({error.strerror}); stop what uses it, or {instead}")
 
 
 def _listener(host: str, port: int, *, shared: bool = False) -> socket.socket:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
-from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]  # no types are published
+from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untyped]  # no types are published
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]  # the same
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
@@ -38,9 +39,15 @@ def success(signal: str, accepted: Accepted, encoding: str = PROTOBUF) -> bytes:
     return bytes(answer.SerializeToString())
 
 
-def failure(code: int, reason: str, encoding: str = PROTOBUF) -> bytes:
-    """A status, its code that of google.rpc.Code, for a request of which nothing was taken."""
+def failure(code: int, reason: str, encoding: str = PROTOBUF, *, retry_s: int = 0) -> bytes:
+    """A status, its code that of google.rpc.Code, for a request of which nothing was taken.
+
+    In protobuf it may say after how many seconds to send it again; over HTTP a header does.
+    """
     message = reason[:_MESSAGE_CHARACTERS]
     if encoding == JSON:
         return json.dumps({"code": code, "message": message}).encode()
-    return bytes(Status(code=code, message=message).SerializeToString())
+    status = Status(code=code, message=message)
+    if retry_s:
+        status.details.add().Pack(RetryInfo(retry_delay={"seconds": retry_s}))
+    return bytes(status.SerializeToString())

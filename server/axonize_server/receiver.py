@@ -15,12 +15,12 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-import structlog
 import uvloop
 
 from axonize_core import __version__
 from axonize_core.errors import ConfigurationError
 from axonize_server.buffers import Buffers
+from axonize_server.grpc_receiver import serve_grpc
 from axonize_server.http import Connection, Head, HttpLimits, Response
 from axonize_server.inflate import InflatedTooLargeError, inflate
 from axonize_server.intake import Intake
@@ -32,17 +32,14 @@ from axonize_server.stats import write_stats
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable
 
+    from axonize_server.grpc_receiver import GrpcServer
     from axonize_server.otlp import Accepted
     from axonize_server.settings import Settings
 
 __all__ = ["Receiver", "run"]
 
-_log = structlog.get_logger("axonize.receiver")
-
 _SIGNALS: Final = {"/v1/traces": "traces", "/v1/metrics": "metrics", "/v1/logs": "logs"}
-_GRPC_PORT: Final = 4317
 _TICK_S: Final = 0.2
 _BACKLOG: Final = 4096
 _FILES_KEPT: Final = 1024  # open files that are no HTTP clients: the spool's, and gRPC's connections
@@ -84,6 +81,11 @@ class Receiver:
             connection.respond(answer._replace(headers={"allow": "POST"}))
         else:
             self._receive(signal_name, head, body, connection)
+
+    def check(self, now: float) -> None:
+        """End what is slow; called about once a second with the event loop's time."""
+        for connection in list(self.connections):
+            connection.check(now)
 
     def _receive(self, signal_name: str, head: Head, body: memoryview, connection: Connection) -> None:
         if (wrong := _unsupported(head)) is not None:
@@ -163,13 +165,14 @@ async def _serve(settings: Settings, listener: socket.socket, worker: int) -> No
         loop.add_signal_handler(number, stop.set)
     intake = Intake(settings, loop)
     receiver = Receiver(settings, intake, HttpLimits(connections=_connections()))
-    stop_grpc = await _start_grpc(settings, intake)
+    grpc = await _start_grpc(settings, intake, receiver.buffers)
     server = await loop.create_server(lambda: Connection(receiver), sock=listener, backlog=_BACKLOG)
     try:
-        await _tick_until(stop, settings, receiver, intake, worker)
+        await _tick_until(stop, settings, [receiver, *([grpc] if grpc else [])], intake, worker)
     finally:
         server.close()
-        await stop_grpc(settings.drain_s)
+        if grpc:
+            await grpc.stop(settings.drain_s)
         await _drain(receiver, intake, settings.drain_s)
         intake.close()
         write_stats(settings.data_dir, worker, intake.counters)
@@ -185,41 +188,32 @@ def _connections() -> int:
     return min(HttpLimits.connections, max(soft - _FILES_KEPT, 1)) if soft > 0 else HttpLimits.connections
 
 
-async def _start_grpc(settings: Settings, intake: Intake) -> Callable[[float], Awaitable[object]]:
-    """Serve gRPC too, where it is wanted and can be; gives back what ends it.
+async def _start_grpc(settings: Settings, intake: Intake, buffers: Buffers) -> GrpcServer | None:
+    """Serve gRPC too, unless it is off.
 
     Raises:
-        ConfigurationError: It was asked for by a port and cannot be.
+        ConfigurationError: The port is taken.
     """
-    port = _GRPC_PORT if settings.grpc_port is None else settings.grpc_port
-    if not port:
-        return _nothing_to_stop
+    if not settings.grpc_port:
+        return None
     try:
-        from axonize_server.grpc_receiver import serve_grpc  # noqa: PLC0415 - an extra
-
-        server = await serve_grpc(settings, port, intake)
-    except (ImportError, ConfigurationError) as error:
-        if settings.grpc_port is not None:
-            intake.close()
-            raise ConfigurationError(f"--grpc-port {port}: {error}; pip install 'axonize[grpc]'") from error
-        _log.info("grpc_off", reason=str(error))
-        return _nothing_to_stop
-    return server.stop
+        return await serve_grpc(settings, intake, buffers)
+    except ConfigurationError:
+        intake.close()
+        raise
 
 
-async def _nothing_to_stop(_: float) -> None:
-    """There is no gRPC server."""
-
-
-async def _tick_until(stop: asyncio.Event, settings: Settings, receiver: Receiver, intake: Intake, worker: int) -> None:
+async def _tick_until(
+    stop: asyncio.Event, settings: Settings, doors: list[Receiver | GrpcServer], intake: Intake, worker: int
+) -> None:
     """The clockwork: seal what is old, end what is slow, publish the counters."""
     swept = float("-inf")
     while not stop.is_set():
         intake.seal_due()
         if (now := time.monotonic()) - swept >= 1:
             swept = now
-            for connection in list(receiver.connections):
-                connection.check(asyncio.get_running_loop().time())
+            for door in doors:
+                door.check(asyncio.get_running_loop().time())
             write_stats(settings.data_dir, worker, intake.counters)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(stop.wait(), _TICK_S)

@@ -23,7 +23,6 @@ _DERIVED = {
     "store": "chdb://<data-dir>/clickhouse",
     "store_cluster": "none",
     "registry": "sqlite:///<data-dir>/registry.db",
-    "grpc_port": "4317 when grpcio is installed, else off",
 }
 _TYPES = {"int": click.INT, "float": click.FLOAT}
 

@@ -15,14 +15,16 @@ import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
-import grpc
-import grpc.aio
 from google.protobuf.message import DecodeError
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import ResponseReceived, TrailersReceived
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from axonize_server import grpc_receiver, otlp_json
+from axonize_server import grpc_receiver, http2, otlp_json
+from axonize_server.buffers import Buffers
 from axonize_server.http import Connection, HttpLimits
 from axonize_server.otlp import VALIDATORS, Accepted, InvalidRequestError
 from axonize_server.otlp_rules import DAY_NS, Window, log_fault, place_log, point_fault, span_fault
@@ -41,9 +43,9 @@ KINDS = {
 }
 JSON, GZIPPED, CHUNKED, RAW, TO_GZIP = 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 6
 """How the first byte says that the rest is sent; its low two bits are the signal."""
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 STATUSES = {200, 400, 404, 405, 408, 413, 415, 431, 503}
 _SETTINGS = Settings(data_dir="/nowhere", max_body_bytes=1 << 20, max_compressed_bytes=1 << 18)
-_LOOP = asyncio.new_event_loop()
 
 
 class FakeIntake:
@@ -254,38 +256,71 @@ def _statuses(sent):
     return found
 
 
-class AbortedError(Exception):
-    """The call ended with a status."""
+def _call(signal, message):
+    """What a client of h2 sends for a call, and the client."""
+    client = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
+    client.initiate_connection()
+    service = next(path for path, name in grpc_receiver._PATHS.items() if name == signal).decode()
+    head = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": service,
+        ":authority": "x",
+        "content-type": "application/grpc",
+    }
+    client.send_headers(1, list(head.items()))
+    body = b"\0" + len(message).to_bytes(4, "big") + message
+    for at in range(0, len(body), 16_384):
+        client.send_data(1, body[at : at + 16_384])
+        client.increment_flow_control_window(1)
+        client.outbound_flow_control_window = client.streams[1].outbound_flow_control_window = 1 << 20
+    client.end_stream(1)
+    return client.data_to_send(), client
 
 
-class FakeContext:
-    def __init__(self, body):
-        self._body = body
-
-    async def read(self):
-        return self._body
-
-    async def abort(self, code, details="", trailing_metadata=()):
-        assert details
-        raise AbortedError(code)
+def _grpc_status(client, sent):
+    """The status of the one call, as the client reads it."""
+    status = [
+        dict(event.headers)["grpc-status"]
+        for event in client.receive_data(sent)
+        if isinstance(event, (ResponseReceived, TrailersReceived)) and "grpc-status" in dict(event.headers)
+    ]
+    assert len(status) == 1
+    return status[0]
 
 
 def grpc_call(data):
-    """A call is answered with a status or, if and only if the official parser reads its message, with success."""
+    """A call is answered with a status or, if and only if the official parser reads its message, with success.
+
+    Other bytes than those of a call, behind the preface, are survived.
+    """
     if not data:
         return
-    signal, body = SIGNALS[data[0] % 3], data[1:]
+    signal, body, raw = SIGNALS[(data[0] & 3) % 3], data[1:], data[0] & RAW
+    stream, client = (PREFACE + body, None) if raw else _call(signal, body)
     intake = FakeIntake()
-    export = grpc_receiver._export(signal, intake, 60.0)
-    taken = expected(signal, body) is not None
+    app = grpc_receiver.GrpcReceiver(_SETTINGS, intake, Buffers())
+    transport, later = FakeTransport(), []
+    asyncio._set_running_loop(SimpleNamespace(time=lambda: 0.0, call_soon=later.append))
     try:
-        answer = _LOOP.run_until_complete(export(None, FakeContext(body)))
-    except AbortedError as aborted:
-        assert aborted.args == (grpc.StatusCode.INVALID_ARGUMENT,)
-        assert not taken
-    else:
-        assert isinstance(answer, bytes)
-        assert taken
+        connection = http2.Connection(app)
+        connection.connection_made(transport)
+        step = 1 if data[0] >> 7 and len(stream) < 4_000 else len(stream)
+        for at in range(0, len(stream), step):
+            _feed(connection, stream[at : at + step])
+            while later:
+                later.pop(0)()
+        connection.eof_received()
+        connection.check(1e9)
+        connection.connection_lost(None)
+    finally:
+        asyncio._set_running_loop(None)
+    assert not app.connections
+    assert (app.calls, app.buffers.held_bytes) == (0, 0)
+    if client is not None:
+        taken = len(body) <= _SETTINGS.max_body_bytes and expected(signal, body) is not None
+        assert _grpc_status(client, bytes(transport.sent)) in (("0",) if taken else ("3", "8"))
+        assert intake.taken == ([(signal, body)] if taken else [])
 
 
 def segment(bodies):
@@ -355,7 +390,6 @@ def spool(data):
 
 def close():
     """Remove what the oracles left."""
-    _LOOP.close()
     shutil.rmtree(_HOME, ignore_errors=True)
 
 

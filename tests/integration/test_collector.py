@@ -179,8 +179,7 @@ def test_a_port_in_use_is_named(make_collector, workers):
 
 
 def test_a_child_that_cannot_be_configured_ends_the_collector(make_collector):
-    """An explicit gRPC port that is taken is not retried for ever: exit code 1, the cause in the log."""
-    pytest.importorskip("grpc")
+    """A gRPC port that is taken is not retried for ever: exit code 1, the cause in the log."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         collector = make_collector("--grpc-port", str(taken.getsockname()[1]))
         assert collector.process.wait(40) == 1
