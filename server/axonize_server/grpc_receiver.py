@@ -34,6 +34,7 @@ _PATHS: Final = {
     b"/opentelemetry.proto.collector.metrics.v1.MetricsService/Export": "metrics",
     b"/opentelemetry.proto.collector.logs.v1.LogsService/Export": "logs",
 }
+_PORT: Final = 4317
 _PREFIX_BYTES: Final = 5
 _BACKLOG: Final = 1024
 _RETRY_S: Final = 2
@@ -202,13 +203,14 @@ class GrpcServer:
 async def serve_grpc(
     settings: Settings, intake: Intake, buffers: Buffers, limits: Http2Limits | None = None
 ) -> GrpcServer:
-    """Start a server for the three signals on the settings' port.
+    """Start a server for the three signals on the settings' port, or OTLP's own.
 
     Raises:
         ConfigurationError: The port is taken.
     """
     application = GrpcReceiver(settings, intake, buffers, limits)
-    listener = listen_beside(settings.host, settings.grpc_port, shared=settings.workers > 1)
+    port = _PORT if settings.grpc_port is None else settings.grpc_port
+    listener = listen_beside(settings.host, port, shared=settings.workers > 1)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(application), sock=listener, backlog=_BACKLOG)
     return GrpcServer(server, application)

@@ -15,6 +15,7 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+import structlog
 import uvloop
 
 from axonize_core import __version__
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from axonize_server.settings import Settings
 
 __all__ = ["Receiver", "run"]
+
+_log = structlog.get_logger("axonize.receiver")
 
 _SIGNALS: Final = {"/v1/traces": "traces", "/v1/metrics": "metrics", "/v1/logs": "logs"}
 _TICK_S: Final = 0.2
@@ -189,16 +192,19 @@ def _connections() -> int:
 
 
 async def _start_grpc(settings: Settings, intake: Intake, buffers: Buffers) -> GrpcServer | None:
-    """Serve gRPC too, unless it is off.
+    """Serve gRPC too, unless it is off, or nobody asked for it and another process has OTLP's port.
 
     Raises:
-        ConfigurationError: The port is taken.
+        ConfigurationError: The port that was asked for is taken.
     """
-    if not settings.grpc_port:
+    if settings.grpc_port == 0:
         return None
     try:
         return await serve_grpc(settings, intake, buffers)
-    except ConfigurationError:
+    except ConfigurationError as error:
+        if settings.grpc_port is None:
+            _log.warning("grpc_off", reason=str(error))
+            return None
         intake.close()
         raise
 

@@ -65,7 +65,7 @@ class Settings(BaseSettings):
         "127.0.0.1", description="Address to listen on; loopback only"
     )
     http_port: Port = Field(4318, description="OTLP/HTTP port; 0 takes a free one")
-    grpc_port: Port = Field(4317, description="OTLP/gRPC port; 0 is off")
+    grpc_port: Port | None = Field(None, description="OTLP/gRPC port; 0 is off; unset is 4317 where that is free")
     api_port: Port = Field(4319, description="Query API port")
     workers: int = Field(1, ge=1, le=64, description="Receiver processes")
     tenant: str = Field("default", min_length=1, max_length=64, description="Tenant of what is received")

@@ -23,6 +23,7 @@ _DERIVED = {
     "store": "chdb://<data-dir>/clickhouse",
     "store_cluster": "none",
     "registry": "sqlite:///<data-dir>/registry.db",
+    "grpc_port": "4317, off where that is taken",
 }
 _TYPES = {"int": click.INT, "float": click.FLOAT}
 

@@ -5,9 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import socket
 
 import pytest
 
+from axonize_core.errors import ConfigurationError
+from axonize_server import grpc_receiver
+from axonize_server.buffers import Buffers
+from axonize_server.intake import Intake
+from axonize_server.receiver import _start_grpc
+from axonize_server.settings import load_settings
 from grpc_clients import LOGS, over_grpc
 from otlp_bodies import logs_body
 
@@ -75,3 +82,21 @@ def test_grpc_connections_are_bounded(tmp_path):
             assert answered[:-1] == [grpc.StatusCode.OK] * 3
 
     over_grpc(tmp_path, scenario, connections=3)
+
+
+def test_a_port_that_nobody_asked_for_may_be_taken(tmp_path, monkeypatch):
+    """Where another process has OTLP's port gRPC is off, and HTTP is served; a port that was asked for is an error."""
+
+    async def start(**given):
+        intake = Intake(settings := load_settings(data_dir=tmp_path, **given), asyncio.get_running_loop())
+        server = await _start_grpc(settings, intake, Buffers(1 << 20))
+        intake.close()
+        return server
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(grpc_receiver, "_PORT", port)
+        assert asyncio.run(start()) is None
+        assert asyncio.run(start(grpc_port=0)) is None
+        with pytest.raises(ConfigurationError, match="--grpc-port"):
+            asyncio.run(start(grpc_port=port))

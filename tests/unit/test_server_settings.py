@@ -42,7 +42,7 @@ def test_defaults_need_nothing(tmp_path, monkeypatch):
     assert settings.store == f"chdb://{tmp_path}/axonize/clickhouse"
     assert settings.registry == f"sqlite:///{tmp_path}/axonize/registry.db"
     assert settings.spool_dir == tmp_path / "axonize" / "spool"
-    assert (settings.host, settings.http_port, settings.grpc_port, settings.api_port) == ("127.0.0.1", 4318, 4317, 4319)
+    assert (settings.host, settings.http_port, settings.grpc_port, settings.api_port) == ("127.0.0.1", 4318, None, 4319)
     monkeypatch.delenv("XDG_DATA_HOME")
     assert default_data_dir() == Path.home() / ".local/share/axonize"
 
