@@ -33,6 +33,8 @@ ODD = {
     "a list with a leading zero": b"\x2a\x80\x00",
     "a field that nobody knows": b"\x0a\x02hi\xa0\x06\x01",
 }
+HARMLESS = [ODD["a number with a leading zero"]]
+"""The statement decodes it all the same."""
 
 
 @pytest.fixture
@@ -106,7 +108,6 @@ def test_an_unusual_encoding_is_stored_as_protobuf_reads_it(inserted, value):
     """The statement that takes what every encoder writes ends; the segment is encoded anew, and that is stored."""
     pair = b"\x0a\x01k\x12" + varint(len(value)) + value
     request, *_ = request_with_a_span()
-    body = request.SerializeToString()
     span = request.resource_spans[0].scope_spans[0].spans[0].SerializeToString() + b"\x4a" + varint(len(pair)) + pair
     scope = b"\x12" + varint(len(span)) + span
     resource = b"\x12" + varint(len(scope)) + scope
@@ -115,7 +116,7 @@ def test_an_unusual_encoding_is_stored_as_protobuf_reads_it(inserted, value):
     assert len(official) == 1
     stored, statements = inserted(body)
     assert stored["attributes"] == attributes_of(official)
-    assert statements <= 2
+    assert statements == (1 if value in HARMLESS else 2)
 
 
 def test_an_unusual_segment_counts_once(store, tmp_path):

@@ -1,10 +1,11 @@
 """What a segment looks like to ClickHouse: the protobuf schema, and the columns derived from it.
 
-`traces.proto`, `metrics.proto` and `logs.proto` are OTLP's own messages with liberties, all wire-compatible:
-arrays and key-value lists are declared as bytes, so that nesting of any depth survives; and attributes that are only
-ever read back (of scopes, events, links, exemplars) are repeated bytes, one per KeyValue. Spans are stored as they
-came, so what OTLP declares as bool or 32 bits is 64 bits wide in `traces.proto`: protobuf cuts a longer number off,
-ClickHouse's parser refuses its whole segment; the statement cuts it off. Metrics and logs come rewritten.
+`traces.proto`, `metrics.proto` and `logs.proto` are OTLP's own messages with liberties, all wire-compatible: the value
+of an attribute is declared as bytes, which the statement decodes (`attributes.py`); arrays and key-value lists too,
+so that nesting of any depth survives; and attributes that are only ever read back (of scopes, events, links,
+exemplars) are repeated bytes, one per KeyValue. Spans are stored as they came, so what OTLP declares as bool or 32
+bits is 64 bits wide in `traces.proto`: protobuf cuts a longer number off, ClickHouse's parser refuses its whole
+segment; the statement cuts it off. Metrics and logs come rewritten.
 """
 
 from __future__ import annotations
