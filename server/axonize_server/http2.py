@@ -272,7 +272,7 @@ class Connection(asyncio.BufferedProtocol):
             if not call.body:
                 self._open = call
                 self._open_at = self._open_end = self._at - len(event.data)
-        self._append(call, event.data)
+        self._append(call, event.data, padded=event.flow_controlled_length > len(event.data))
         call.unreturned += event.flow_controlled_length
         if call.arrived:
             self._serve(call, self._body(call))
@@ -282,7 +282,7 @@ class Connection(asyncio.BufferedProtocol):
             self._h2.increment_flow_control_window(call.unreturned, call.stream_id)
             call.unreturned = 0
 
-    def _append(self, call: Call, data: bytes) -> None:
+    def _append(self, call: Call, data: bytes, *, padded: bool) -> None:
         call.size += len(data)
         if self._open is not call:
             call.body += data
@@ -290,7 +290,7 @@ class Connection(asyncio.BufferedProtocol):
             self._account()
             return
         end = self._open_end + len(data)
-        if end != self._at:  # a frame's head, or padding, is between the pieces
+        if padded or end != self._at:  # padding is behind this piece, or a frame's head before it
             memoryview(self._buffer)[self._open_end : end] = data
         self._open_end = end
 

@@ -256,7 +256,7 @@ def _statuses(sent):
     return found
 
 
-def _call(signal, message):
+def call(signal, message):
     """What a client of h2 sends for a call, and the client."""
     client = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
     client.initiate_connection()
@@ -297,7 +297,7 @@ def grpc_call(data):
     if not data:
         return
     signal, body, raw = SIGNALS[(data[0] & 3) % 3], data[1:], data[0] & RAW
-    stream, client = (PREFACE + body, None) if raw else _call(signal, body)
+    stream, client = (PREFACE + body, None) if raw else call(signal, body)
     intake = FakeIntake()
     app = grpc_receiver.GrpcReceiver(_SETTINGS, intake, Buffers())
     transport, later = FakeTransport(), []

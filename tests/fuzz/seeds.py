@@ -8,11 +8,36 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+from hyperframe.frame import (
+    ContinuationFrame,
+    DataFrame,
+    Frame,
+    GoAwayFrame,
+    HeadersFrame,
+    PingFrame,
+    PriorityFrame,
+    RstStreamFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
+
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT.parent))
 
 import otlp_bodies  # noqa: E402 - needs the path above
-from fuzz.oracles import CHUNKED, GZIPPED, JSON, KINDS, NOW_NS, RAW, SIGNALS, TO_GZIP, segment  # noqa: E402
+from fuzz.oracles import (  # noqa: E402
+    CHUNKED,
+    GZIPPED,
+    JSON,
+    KINDS,
+    NOW_NS,
+    PREFACE,
+    RAW,
+    SIGNALS,
+    TO_GZIP,
+    call,
+    segment,
+)
 from otlp_json_bodies import as_json  # noqa: E402
 
 STEP = 1 << 7
@@ -56,8 +81,47 @@ def readable(signal, body):
         return b'{"resourceSpans":[{}]}'
 
 
+def conversations(message):
+    """What clients say behind the preface of HTTP/2: a call as h2 sends it, and the same in ways that h2 does not."""
+    usual = call("traces", message)[0].removeprefix(PREFACE)
+    frames, at = [], 0
+    while at < len(usual):
+        frame, length = Frame.parse_frame_header(memoryview(usual[at : at + 9]))
+        frame.parse_body(memoryview(usual[at + 9 : at + 9 + length]))
+        frames.append(frame)
+        at += 9 + length
+    head = next(frame for frame in frames if isinstance(frame, HeadersFrame))
+    data = [frame for frame in frames if isinstance(frame, DataFrame) and frame.data]
+    told, block, body = SettingsFrame(0), head.data, b"".join(frame.data for frame in data)
+
+    def headers(stream, part=block, flags=("END_HEADERS",)):
+        return HeadersFrame(stream, part, flags=flags)
+
+    half, ended = len(body) // 2, ("END_STREAM",)
+    pieces = [DataFrame(1, body[:half], flags=("PADDED",), pad_length=9), DataFrame(1, body[half:], flags=ended)]
+    between = [PingFrame(0, bytes(8)), WindowUpdateFrame(0, 9), PriorityFrame(1, depends_on=0, stream_weight=3)]
+    cut = [headers(1, block[:9], ()), ContinuationFrame(1, block[9:], flags=("END_HEADERS",))]
+    several = [headers(1), headers(3), DataFrame(3, body[:half]), *pieces, DataFrame(3, body[half:], flags=ended)]
+    yield usual
+    for said in (
+        [headers(1), pieces[0], *between, pieces[1]],
+        [*cut, *pieces],
+        several,
+        [headers(1), pieces[0], RstStreamFrame(1, 8), headers(3), DataFrame(3, body, flags=ended)],
+        [headers(1), GoAwayFrame(0, 0), *pieces, headers(3)],
+        [headers(1), pieces[0], headers(1, b"\x88", ("END_HEADERS", "END_STREAM"))],
+        [
+            headers(1, block, ("END_HEADERS", "END_STREAM")),
+            SettingsFrame(0, {4: 0, 5: 1 << 20}),
+            PingFrame(0, bytes(8)),
+        ],
+        [SettingsFrame(0, {4: 0}), headers(1), *pieces, WindowUpdateFrame(1, 1 << 20)],
+    ):
+        yield b"".join(frame.serialize() for frame in (told, *said))
+
+
 def damaged(whole):
-    """A segment with flipped bits, cut, with lengths that lie, and with parts out of place."""
+    """Bytes with flipped bits, cut, with lengths that lie, and with parts out of place."""
     random_ = random.Random(1)
     yield whole
     for _ in range(12):
@@ -86,6 +150,8 @@ def main():
         made["http"] += [bytes([number | JSON | flags]) + text for flags in (0, TO_GZIP, CHUNKED)]
         packed = gzip.compress(usual[signal][1], mtime=0)
         made["http"] += [bytes([number | GZIPPED]) + data for data in (packed, packed * 3, packed[:-3], packed + b"x")]
+    raw = list(conversations(usual["traces"][1]))
+    made["grpc"] += [bytes([RAW | step]) + said for said in (*raw, *damaged(raw[0])) for step in (0, STEP)]
     made["spool"] = list(damaged(segment(usual["traces"][:3])))
     for name, inputs in made.items():
         folder = ROOT / "corpus" / name

@@ -100,7 +100,7 @@ def test_padding_empty_frames_and_trailers_are_no_part_of_a_body(tmp_path):
         client, body = await door.client(), framed(large(30_000))
         stream_id = client.begin()
         for at in range(0, len(body), 5000):
-            client.send(stream_id, body[at : at + 5000], pad_length=at // 200)
+            client.send(stream_id, body[at : at + 5000], pad_length=9 + at // 200)
             client.send(stream_id)
         client.h2.send_headers(stream_id, [("x-checksum", "1")], end_stream=True)
         client.flush()
