@@ -8,12 +8,9 @@ number with leading zeros, a value given twice), ends the statement with ``ODD``
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["ODD", "maps"]
+__all__ = ["ODD", "maps", "named"]
 
 ODD: Final = 395
 """ClickHouse's number of the error of ``throwIf``, which nothing else in our statements raises."""
@@ -33,19 +30,27 @@ _CONTINUES = 0x8080808080808080
 """The bits of eight bytes that say that another byte of a varint follows."""
 
 
-def maps(prefix: str, attributes: str) -> dict[str, str]:
-    """Give the five maps of an array of attributes, which together hold all of them, by their columns' names.
+def named(prefix: str, attributes: str) -> str:
+    """Give the WITH clause of an array of attributes: its keys, values and their first bytes, which `maps` uses.
 
-    Filtered is column by column, and only what a map keeps. Keys are looked up in their dictionary once. What most
-    records have none of, the maps of bool and raw, is not looked for where its first byte does not occur.
+    Written once, they are parsed and analysed once. Keys are looked up in their dictionary once.
     """
-    keys = f"CAST({attributes}.key, 'Array(LowCardinality(String))')"
-    values = f"{attributes}.value"
-    firsts = f"arrayMap(v -> reinterpretAsUInt8(v), {values})"
+    keys = f"CAST({attributes}.key, 'Array(LowCardinality(String))') AS {prefix}_keys"
+    firsts = f"arrayMap(v -> reinterpretAsUInt8(v), {prefix}_values) AS {prefix}_firsts"
+    return f"WITH {keys}, {attributes}.value AS {prefix}_values, {firsts}"
+
+
+def maps(prefix: str) -> dict[str, str]:
+    """Give the five maps of the attributes named `prefix`, which together hold all of them, by their columns' names.
+
+    Filtered is column by column, and only what a map keeps. What most records have none of, the maps of bool and raw,
+    is not looked for where its first byte does not occur.
+    """
+    keys, values, firsts = f"{prefix}_keys", f"{prefix}_values", f"{prefix}_firsts"
 
     def made(kind: str, chosen: str) -> str:
         of_kind = f"arrayFilter((k, t) -> {chosen}, {keys}, {firsts})"
-        decoded = _DECODED[kind](f"arrayFilter((v, t) -> {chosen}, {values}, {firsts})")
+        decoded = f"arrayMap(v -> {_DECODED[kind]}, arrayFilter((v, t) -> {chosen}, {values}, {firsts}))"
         return _map(of_kind, decoded, _TYPES[kind])
 
     found = {kind: made(kind, f"t = {first}") for kind, first in _KINDS.items()}
@@ -68,71 +73,56 @@ def _unless(odd: str) -> str:
     return f"throwIf({odd}, 'a value is encoded in an unusual way')"
 
 
-def _texts(values: str, result: str = "{text}", odd: str = "{odd}") -> str:
+def _text(odd: str = "{odd}") -> str:
     """Give what stands behind a first byte and a length, of which a text of 64 MiB has four bytes at most.
 
-    `m` is how many it has beside the first, as the text's size has it, and `w` what is there: seven bits a byte.
+    `more` is how many it has beside the first, as the text's size has it, and `there` what is there: seven bits a byte.
     """
-    more = f"arrayMap(v -> (length(v) > 129) + (length(v) > 16386) + (length(v) > 2097155), {values})"
-    there = (
-        f"arrayMap((v, m) -> bitAnd(reinterpretAsUInt32(substring(v, 2, 4)), bitShiftRight(4294967295, 24 - 8 * m)),"
-        f" {values}, {more})"
-    )
-    size = " + ".join(f"bitAnd(bitShiftRight(w, {at}), {127 << 7 * at})" for at in range(4))
-    wrong = f"bitOr(bitAnd(w, 2155905152) != [0, 128, 32896, 8421504][m + 1], {size} + m + 2 != length(v))"
-    text = f"substring(v, 3 + m + {_unless(odd.format(odd=wrong))})"
-    return f"arrayMap((v, m, w) -> {result.format(text=text)}, {values}, {more}, {there})"
+    more = "((length(v) > 129) + (length(v) > 16386) + (length(v) > 2097155) AS more)"
+    there = f"(bitAnd(reinterpretAsUInt32(substring(v, 2, 4)), bitShiftRight(4294967295, 24 - 8 * {more})) AS there)"
+    size = " + ".join(f"bitAnd(bitShiftRight(there, {at}), {127 << 7 * at})" for at in range(4))
+    wrong = f"bitOr(bitAnd({there}, 2155905152) != [0, 128, 32896, 8421504][more + 1], {size} + more + 2 != length(v))"
+    return f"substring(v, 3 + more + {_unless(odd.format(odd=wrong))})"
 
 
-def _ints(values: str) -> str:
-    """Give the numbers of varints: seven bits of each byte, joined two by two, then four by four, then all eight.
+def _int() -> str:
+    """Give the number of a varint: seven bits of each byte, joined two by two, then four by four, then all eight.
 
-    `l` are the first eight bytes and `h` the other two: the ninth has seven more bits and the tenth the last. All bytes
-    but the last say that one follows.
+    `low` are the first eight bytes and `high` the other two: the ninth has seven more bits and the tenth the last. All
+    bytes but the last say that one follows.
     """
-    low = f"arrayMap(v -> reinterpretAsUInt64(substring(v, 2, 8)), {values})"
-    high = f"arrayMap(v -> toUInt64(reinterpretAsUInt16(substring(v, 10, 2))), {values})"
-    bits = f"arrayMap(l -> bitAnd(l, {0x7F7F7F7F7F7F7F7F}), {low})"
-    for keep, move, by in (
-        (0x007F007F007F007F, 0x7F007F007F007F00, 1),
-        (0x00003FFF00003FFF, 0x3FFF00003FFF0000, 2),
-        (0x000000000FFFFFFF, 0x0FFFFFFF00000000, 4),
+    bits = f"bitAnd(reinterpretAsUInt64(substring(v, 2, 8)) AS low, {0x7F7F7F7F7F7F7F7F})"
+    for joined, keep, move, by in (
+        ("ones", 0x007F007F007F007F, 0x7F007F007F007F00, 1),
+        ("pairs", 0x00003FFF00003FFF, 0x3FFF00003FFF0000, 2),
+        ("fours", 0x000000000FFFFFFF, 0x0FFFFFFF00000000, 4),
     ):
-        bits = f"arrayMap(x -> bitOr(bitAnd(x, {keep}), bitShiftRight(bitAnd(x, {move}), {by})), {bits})"
+        bits = f"bitOr(bitAnd({bits} AS {joined}, {keep}), bitShiftRight(bitAnd({joined}, {move}), {by}))"
     # By the length of the whole: which bits say so, and which of the last two bytes there must not be.
     follow = [1, 1, *((1 << 8 * at) - 1 & _CONTINUES for at in range(8)), _CONTINUES, _CONTINUES]
     last = [0xFF80] * 11 + [0xFE80]
-    said = f"bitAnd(l, {_CONTINUES}) != {follow}[length(v) + 1]"
-    ended = f"bitAnd(bitXor(h, 128 * (length(v) = 11)), {last}[length(v) + 1]) != 0"
+    said = f"bitAnd(low, {_CONTINUES}) != {follow}[length(v) + 1]"
+    ended = f"bitAnd(bitXor(high, 128 * (length(v) = 11)), {last}[length(v) + 1]) != 0"
     odd = f"bitOr(bitOr(length(v) > 11, {said}), {ended})"
-    top = "bitOr(bitShiftLeft(bitAnd(h, 127), 56), bitShiftLeft(bitShiftRight(h, 8), 63))"
-    number = f"reinterpretAsInt64(bitOr(bitOr(x, {top}), toUInt64({_unless(odd)})))"
-    return f"arrayMap((x, v, l, h) -> {number}, {bits}, {values}, {low}, {high})"
+    high = "toUInt64(reinterpretAsUInt16(substring(v, 10, 2))) AS high"
+    top = f"bitOr(bitShiftLeft(bitAnd({high}, 127), 56), bitShiftLeft(bitShiftRight(high, 8), 63))"
+    return f"reinterpretAsInt64(bitOr(bitOr({bits}, {top}), toUInt64({_unless(odd)})))"
 
 
-def _floats(values: str) -> str:
-    return f"arrayMap(v -> reinterpretAsFloat64(substring(v, 2 + {_unless('length(v) != 9')})), {values})"
+def _float() -> str:
+    return f"reinterpretAsFloat64(substring(v, 2 + {_unless('length(v) != 9')}))"
 
 
-def _bools(values: str) -> str:
-    odd = _unless("bitOr(length(v) != 2, b > 1)")
-    return (
-        f"arrayMap((v, b) -> b + {odd} = 1, {values}, arrayMap(v -> reinterpretAsUInt8(substring(v, 2, 1)), {values}))"
-    )
+def _truth() -> str:
+    odd = _unless("bitOr(length(v) != 2, truth > 1)")
+    return f"(reinterpretAsUInt8(substring(v, 2, 1)) AS truth) + {odd} = 1"
 
 
-def _raws(values: str) -> str:
+def _raw() -> str:
     """Give what has no scalar type: a letter for its kind, then its bytes as they came."""
     firsts = f"[{_ARRAY}, {_PAIRS}, {_BYTES}]"
-    letter = f"transform(reinterpretAsUInt8(v), {firsts}, ['a', 'k', 'b'], 'u')"
-    odd = f"if(has({firsts}, reinterpretAsUInt8(v)), {{odd}}, length(v) != 0)"
-    return _texts(values, f"concat({letter}, {{text}})", odd)
+    letter = f"transform(reinterpretAsUInt8(v) AS kind, {firsts}, ['a', 'k', 'b'], 'u')"
+    return f"concat({letter}, {_text(f'if(has({firsts}, kind), {{odd}}, length(v) != 0)')})"
 
 
-_DECODED: Final[dict[str, Callable[[str], str]]] = {
-    "string": _texts,
-    "int": _ints,
-    "float": _floats,
-    "bool": _bools,
-    "raw": _raws,
-}
+_DECODED: Final = {"string": _text(), "int": _int(), "float": _float(), "bool": _truth(), "raw": _raw()}

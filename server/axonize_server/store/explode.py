@@ -7,7 +7,7 @@ multiplies its rows: the maps of a resource are built once per resource, not onc
 
 from __future__ import annotations
 
-from axonize_server.store.attributes import maps
+from axonize_server.store.attributes import maps, named
 from axonize_server.store.points import POINT, POINTS
 from axonize_server.store.schema import structure
 
@@ -34,10 +34,11 @@ def insert(signal: str, database: str, source: str, settings: str) -> str:
         source: the table function to read, with `{structure}` where its columns go.
         settings: `name = value, …`.
     """
-    records, opening = _RECORDS[signal]
+    records, attributes, opening = _RECORDS[signal]
     columns = {**_ENVELOPE, **records}
     return (
         f"INSERT INTO {database}.{TABLES[signal]} ({', '.join(columns)}) SETTINGS {settings}\n"
+        f"{named('attrs', attributes)}\n"
         f"SELECT {', '.join(columns.values())}\n"
         f"FROM ({_scopes(signal, source)})\n{opening}"
     )
@@ -47,11 +48,12 @@ def _scopes(signal: str, source: str) -> str:
     """Give one row per scope, with its resource's maps beside it and its records as an array."""
     kind = TABLES[signal]
     reader = source.replace("{structure}", structure(signal))
-    resource = ", ".join(f"{sql} AS {name}" for name, sql in maps("resource", "r.resource.attributes").items())
+    resource = ", ".join(f"{sql} AS {name}" for name, sql in maps("resource").items())
     requests = f"SELECT tenant[-1] AS tenant, resource_{kind} AS resources FROM {reader}"
     resources = (
-        f"SELECT tenant, {resource}, toUInt32(r.resource.dropped_attributes_count) AS resource_dropped,"
-        f" r.schema_url AS resource_schema_url, r.scope_{kind} AS scopes FROM ({requests}) ARRAY JOIN resources AS r"
+        f"{named('resource', 'r.resource.attributes')} SELECT tenant, {resource}, r.schema_url AS resource_schema_url,"
+        f" toUInt32(r.resource.dropped_attributes_count) AS resource_dropped, r.scope_{kind} AS scopes"
+        f" FROM ({requests}) ARRAY JOIN resources AS r"
     )
     return (
         f"SELECT {', '.join(_RESOURCE)}, c.scope AS scope, c.schema_url AS scope_schema_url,"
@@ -63,7 +65,7 @@ def _time(nanoseconds: str) -> str:
     return f"fromUnixTimestamp64Nano(toInt64({nanoseconds}), 'UTC')"
 
 
-_RESOURCE = ("tenant", "resource_schema_url", "resource_dropped", *maps("resource", ""))
+_RESOURCE = ("tenant", "resource_schema_url", "resource_dropped", *maps("resource"))
 _ENVELOPE = {
     **{name: name for name in _RESOURCE},
     "scope_name": "scope.name",
@@ -84,7 +86,7 @@ _SPAN = {
     "duration_ns": "toInt64(s.end_time_unix_nano - s.start_time_unix_nano)",
     "status_code": "toInt32(s.status.code)",
     "status_message": "s.status.message",
-    **maps("attrs", "s.attributes"),
+    **maps("attrs"),
     "attrs_dropped": "toUInt32(s.dropped_attributes_count)",
     "events.time": f"arrayMap(t -> {_time('t')}, s.events.time_unix_nano)",
     "events.name": "s.events.name",
@@ -105,7 +107,7 @@ _METRIC = {
     "description": "m.description",
     "metadata": "m.metadata",
     **{name: f"p.{position}" for position, name in enumerate(POINT, 1) if name not in ("attributes", "start", "time")},
-    **maps("attrs", f"p.{POINT.index('attributes') + 1}"),
+    **maps("attrs"),
     "start_time": _time(f"p.{POINT.index('start') + 1}"),
     "time": _time(f"p.{POINT.index('time') + 1}"),
 }
@@ -128,12 +130,16 @@ _LOG = {
         " isNotNull(g.body.bool_value), if(assumeNotNull(g.body.bool_value), 't', 'f'),"
         f" {_RAW.format(**{field: f'g.body.{field}' for field in _NOT_SCALAR})})"
     ),
-    **maps("attrs", "g.attributes"),
+    **maps("attrs"),
     "attrs_dropped": "g.dropped_attributes_count",
 }
 _RECORDS_OF_SCOPE = {"logs": "log_records"}
 _RECORDS = {
-    "traces": (_SPAN, "ARRAY JOIN records AS s"),
-    "metrics": (_METRIC, f"ARRAY JOIN records AS m ARRAY JOIN {POINTS} AS p"),
-    "logs": (_LOG, "ARRAY JOIN records AS g"),
+    "traces": (_SPAN, "s.attributes", "ARRAY JOIN records AS s"),
+    "metrics": (
+        _METRIC,
+        f"p.{POINT.index('attributes') + 1}",
+        f"ARRAY JOIN records AS m ARRAY JOIN {POINTS} AS p",
+    ),
+    "logs": (_LOG, "g.attributes", "ARRAY JOIN records AS g"),
 }
