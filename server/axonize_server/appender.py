@@ -36,7 +36,7 @@ _STAGING_BYTES = 4 << 20
 class Limits:
     """When a segment is sealed: records, bytes, distinct days, seconds since its first record."""
 
-    records: int = 32_768
+    records: int = 65_536
     size_bytes: int = 64 << 20
     days: int = 64
     age_s: float = 1.0

@@ -43,7 +43,7 @@ __all__ = ["Receiver", "run"]
 _log = structlog.get_logger("axonize.receiver")
 
 _SIGNALS: Final = {"/v1/traces": "traces", "/v1/metrics": "metrics", "/v1/logs": "logs"}
-_TICK_S: Final = 0.2
+_TICK_S: Final = 0.05
 _BACKLOG: Final = 4096
 _FILES_KEPT: Final = 1024  # open files that are no HTTP clients: the spool's, and gRPC's connections
 _RETRY_AFTER: Final = {"retry-after": "2"}

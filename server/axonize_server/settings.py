@@ -79,7 +79,7 @@ class Settings(BaseSettings):
         False,
         description="Drop what is older while the store is away: acknowledged data is lost, and counted",
     )
-    segment_max_records: int = Field(32_768, ge=1, description="Records after which a segment is sealed")
+    segment_max_records: int = Field(65_536, ge=1, description="Records after which a segment is sealed")
     segment_max_bytes: Bytes = Field(64 << 20, description="Bytes after which a segment is sealed")
     segment_max_age_s: Seconds = Field(1.0, description="Seconds after which a segment is sealed")
     drain_s: Seconds = Field(10.0, description="Seconds given to requests under way, and to the spool, at the end")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["ATTEMPTS", "SECONDS", "Sifted", "sift"]
 
 ATTEMPTS: Final = 100
-"""Inserts tried for one segment; one bad record of 32,768 takes about 30."""
+"""Inserts tried for one segment; one bad record of 65,536 takes about 35."""
 SECONDS: Final = 30.0
 
 

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 __all__ = ["Writer", "WriterLockedError", "run"]
 
 _log = structlog.get_logger("axonize.writer")
-_POLL_S = 0.1
+_POLL_S = 0.05
 _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 10.0
 _ATTEMPTS_A_ROUND = 6

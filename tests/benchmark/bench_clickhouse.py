@@ -32,7 +32,7 @@ from otlp_bodies import trace_body
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SPANS, BODIES = 512, 64
+SPANS, BODIES = 512, 128  # a full segment
 SEGMENTS, ROUNDS = 4, 4
 TARGET = 100_000
 QUIET_S = 2.0

@@ -22,8 +22,8 @@ from oracle import walk
 from own_spans import OwnLoad, as_requests
 
 SERVERS = 4
-REQUESTS = 4000
-REQUESTS_A_SEGMENT = 64  # of 512 spans: 32,768 records
+REQUESTS = 8000
+REQUESTS_A_SEGMENT = 128  # of 512 spans: 65,536 records
 SPAN_BYTES, STEP_BYTES = 45.0, 1.0
 
 

@@ -13,6 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from axonize_core import attributes as names
 from axonize_core.errors import ConfigurationError
+from axonize_server.settings import Settings
 from axonize_server.spool import INSERT_SETTINGS
 from axonize_server.store import clickhouse
 from axonize_server.store.clickhouse import ClickHouseStore, SegmentRefusedError, StoreUnreachableError
@@ -82,17 +83,17 @@ def test_other_segments_do_not_make_it_forgotten(store, write_segment):
     assert totals(store) == before
 
 
-def test_a_segment_is_one_block(store, write_segment):
-    """Many requests of one day make one part: a block split would break deduplication and cost merges."""
+def test_a_full_segment_is_one_block(store, write_segment):
+    """Many requests of one day make one part, of one file: a split would break deduplication, and each cost merges."""
     store.command(f"SYSTEM STOP MERGES {store.database}.spans")
-    noon = time.time_ns() // DAY_NS * DAY_NS + DAY_NS // 2
-    spans = [own_span("queue", noon, noon + number, {}) for number in range(32_768)]
+    noon, full = time.time_ns() // DAY_NS * DAY_NS + DAY_NS // 2, Settings().segment_max_records
+    spans = [own_span("queue", noon, noon + number, {}) for number in range(full)]
     insert(store, write_segment(*as_requests(spans, {"service.name": "s"})))
     parts = store.query(
-        "SELECT rows FROM system.parts WHERE database = {d:String} AND table = 'spans' AND active",
+        "SELECT rows, part_type FROM system.parts WHERE database = {d:String} AND table = 'spans' AND active",
         {"d": store.database},
     )
-    assert [part["rows"] for part in parts] == [32_768]
+    assert parts == [{"rows": full, "part_type": "Compact"}]
 
 
 def test_promoted_columns_say_what_the_maps_say(store, write_segment):
