@@ -25,6 +25,7 @@ from h2.events import (
 from h2.exceptions import ProtocolError
 from hyperframe.frame import GoAwayFrame, WindowUpdateFrame
 
+from axonize_server.http2_buffer import HEAD_BYTES, Incoming
 from axonize_server.http2_calls import Call, Fault
 from axonize_server.http2_engine import Engine
 
@@ -36,10 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["Connection"]
 
 _PREFACE_BYTES: Final = 24
-_HEAD_BYTES: Final = 9
 _DATA, _HEADERS, _GOAWAY, _CONTINUATION = 0x0, 0x1, 0x7, 0x9
-_FIRST_BYTES = 8 << 10
-_SPARE_BYTES = 4096
+_LINGER_BYTES = 4096
 _FRAMES_A_TURN = 64  # a body in one frame takes about a millisecond, a PING 20 us
 _PURSE_FULL, _PURSE_A_SECOND, _PURSE_A_CALL = 4096, 100, 16  # frames; and one for each KiB of a body
 
@@ -69,10 +68,8 @@ class Connection(asyncio.BufferedProtocol):
             window_bytes=limits.window_bytes,
         )
         self._calls: dict[int, Call] = {}
-        self._buffer, self._at, self._have = bytearray(), 0, 0
-        self._open: Call | None = None  # the one whose body lies in the buffer, in one piece, between these:
-        self._open_at = self._open_end = 0
-        self._skip = self._held = self._bodies = self._unreturned = self._block_bytes = 0
+        self._incoming = Incoming(application.buffers, limits)
+        self._unreturned = self._block_bytes = 0
         self._purse = _PURSE_FULL
         self._begun = self._unread = False
         self._state = _State.HANDSHAKE
@@ -94,57 +91,39 @@ class Connection(asyncio.BufferedProtocol):
         self._state = _State.CLOSED
         self._forget_all()
         self._app.connections.discard(self)
-        self._buffer = bytearray()
-        self._account()
+        self._incoming.let_go()
 
     @property
     def under_way(self) -> bool:
         """Whether a call is arriving or waits for its answer."""
         return bool(self._calls)
 
-    def _account(self) -> None:
-        """Note what is held now, here and among that of all connections."""
-        held = len(self._buffer) + self._bodies
-        self._app.buffers.held_bytes += held - self._held
-        self._held = held
-
     # What arrives.
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """Where the next bytes go; never empty."""
-        if self._have == len(self._buffer):
-            self._resize(self._have + _FIRST_BYTES)
-        return memoryview(self._buffer)[self._have :]
-
-    def _resize(self, size: int) -> None:
-        """Put what is not taken yet to the front of a new buffer: the event loop may hold a view of this one."""
-        self._close_body()
-        larger, here = bytearray(size), self._have - self._at
-        larger[:here] = memoryview(self._buffer)[self._at : self._have]
-        self._buffer, self._at, self._have = larger, 0, here
-        self._account()
+        return self._incoming.room()
 
     def buffer_updated(self, nbytes: int) -> None:
         """Go on with what arrived."""
         if self._state in _ENDED:
             return
-        self._have += nbytes
+        self._incoming.arrived(nbytes)
         self._take()
         self._flush()
 
     def _take(self) -> None:
         """Hand h2 the frames that are here, as many as one turn of the loop is for."""
+        incoming = self._incoming
         for _ in range(_FRAMES_A_TURN):
-            dropped = min(self._skip, self._have - self._at)
-            self._skip, self._at = self._skip - dropped, self._at + dropped
-            here, size = self._have - self._at, self._next_bytes()
+            size = self._next_bytes()
             if self._state in _ENDED or self._unread:
                 return
-            if here < size:
-                self._wait_for(size)
+            if incoming.here < size:
+                if not incoming.wait_for(size, idle=not self._calls):
+                    self._skip_frame(size)
                 return
-            frame = memoryview(self._buffer)[self._at : self._at + size]
-            self._at += size
+            frame = incoming.take(size)
             if self._admit(frame):
                 self._feed(frame)
         self._transport.pause_reading()
@@ -154,46 +133,22 @@ class Connection(asyncio.BufferedProtocol):
         """The length of the next frame, or of as much of it as tells."""
         if not self._begun:
             return _PREFACE_BYTES
-        if self._have - self._at < _HEAD_BYTES:
-            return _HEAD_BYTES
-        length, kind = int.from_bytes(self._buffer[self._at : self._at + 3], "big"), self._buffer[self._at + 3]
+        if self._incoming.here < HEAD_BYTES:
+            return HEAD_BYTES
+        head = self._incoming.peek(HEAD_BYTES)
+        length, kind = int.from_bytes(head[:3], "big"), head[3]
         if length > (self._limits.frame_bytes if kind == _DATA else self._limits.header_bytes):
             self._end(ErrorCodes.FRAME_SIZE_ERROR, "http2_protocol")
-        return _HEAD_BYTES + length
-
-    def _wait_for(self, size: int) -> None:
-        """Make room for the rest of a frame, or do without the frame."""
-        here = self._have - self._at
-        if self._open:
-            if self._at + size <= len(self._buffer):
-                return
-            self._close_body()
-        if not here:
-            self._at = self._have = 0
-            if self._app.buffers.is_busy and not self._calls:
-                self._buffer = bytearray()
-                self._account()
-        elif size > len(self._buffer):
-            if size <= self._limits.header_bytes + _HEAD_BYTES:
-                self._resize(size + _SPARE_BYTES)
-            elif self._app.buffers.has_room(whole := self._limits.frame_bytes + _SPARE_BYTES):
-                self._resize(whole)
-            else:
-                self._skip_frame(size)
-        elif self._at + size > len(self._buffer):
-            view = memoryview(self._buffer)
-            view[:here] = view[self._at : self._have]
-            self._at, self._have = 0, here
+        return HEAD_BYTES + length
 
     def _skip_frame(self, size: int) -> None:
         """Drop a frame of DATA for which there is no room, unseen by h2, and give the client its window back."""
-        stream_id = int.from_bytes(self._buffer[self._at + 5 : self._at + _HEAD_BYTES], "big") & 0x7FFFFFFF
-        self._skip = size - (self._have - self._at)
-        self._at = self._have = 0
+        stream_id = int.from_bytes(self._incoming.peek(HEAD_BYTES)[5:], "big") & 0x7FFFFFFF
+        self._incoming.skip(size)
         self._purse -= 1
         if (call := self._calls.get(stream_id)) is not None:
             self._app.fault(call, Fault.NO_ROOM, self)
-        self._transport.write(WindowUpdateFrame(0, size - _HEAD_BYTES).serialize())
+        self._transport.write(WindowUpdateFrame(0, size - HEAD_BYTES).serialize())
 
     def _admit(self, frame: memoryview) -> bool:
         """Whether h2 is to see a frame; ends a connection whose frames lead nowhere."""
@@ -204,7 +159,7 @@ class Connection(asyncio.BufferedProtocol):
         self._purse -= 1
         if kind in (_HEADERS, _CONTINUATION):
             self._block_bytes = len(frame) + (self._block_bytes if kind == _CONTINUATION else 0)
-        if self._purse < 0 or self._block_bytes > self._limits.header_bytes + _HEAD_BYTES:
+        if self._purse < 0 or self._block_bytes > self._limits.header_bytes + HEAD_BYTES:
             self._end(ErrorCodes.ENHANCE_YOUR_CALM, "http2_flood")
             return False
         if kind == _GOAWAY:  # h2 would let no call end any more
@@ -228,7 +183,7 @@ class Connection(asyncio.BufferedProtocol):
             self._on_request(event)
         elif isinstance(event, TrailersReceived):
             if (call := self._calls.get(event.stream_id)) is not None:
-                self._serve(call, self._body(call))
+                self._serve(call, self._incoming.body(call))
         elif isinstance(event, StreamReset):
             if (call := self._calls.get(event.stream_id)) is not None:
                 self._forget(call)
@@ -266,57 +221,21 @@ class Connection(asyncio.BufferedProtocol):
             self._collect(call, event)
 
     def _collect(self, call: Call, event: DataReceived) -> None:
-        """Put a piece to a call's body, which stays in the buffer as long as nothing else needs the place."""
-        if self._open is not call:
-            self._close_body()
-            if not call.body:
-                self._open = call
-                self._open_at = self._open_end = self._at - len(event.data)
-        self._append(call, event.data, padded=event.flow_controlled_length > len(event.data))
+        """Put a piece to a call's body."""
+        self._incoming.collect(call, event.data, padded=event.flow_controlled_length > len(event.data))
         call.unreturned += event.flow_controlled_length
         if call.arrived:
-            self._serve(call, self._body(call))
+            self._serve(call, self._incoming.body(call))
         elif not self._app.buffers.has_room():
             self._app.fault(call, Fault.NO_ROOM, self)
         elif call.unreturned >= self._limits.window_bytes // 2:
             self._h2.increment_flow_control_window(call.unreturned, call.stream_id)
             call.unreturned = 0
 
-    def _append(self, call: Call, data: bytes, *, padded: bool) -> None:
-        call.size += len(data)
-        if self._open is not call:
-            call.body += data
-            self._bodies += len(data)
-            self._account()
-            return
-        end = self._open_end + len(data)
-        if padded or end != self._at:  # padding is behind this piece, or a frame's head before it
-            memoryview(self._buffer)[self._open_end : end] = data
-        self._open_end = end
-
-    def _body(self, call: Call) -> bytearray | memoryview:
-        return memoryview(self._buffer)[self._open_at : self._open_end] if self._open is call else call.body
-
-    def _close_body(self) -> None:
-        """Take the body that lies in the buffer out of it."""
-        if (call := self._open) is not None:
-            self._open = None
-            call.body += memoryview(self._buffer)[self._open_at : self._open_end]
-            self._bodies += len(call.body)
-            self._account()
-
     def _serve(self, call: Call, body: bytes | bytearray | memoryview) -> None:
         call.arrived, call.deadline = True, self._loop.time() + self._limits.ack_s
         self._app.serve(call, body, self)
-        self._drop_body(call)
-
-    def _drop_body(self, call: Call) -> None:
-        if self._open is call:
-            self._open = None
-        if call.body:
-            self._bodies -= len(call.body)
-            call.body = bytearray()
-            self._account()
+        self._incoming.drop_body(call)
 
     # What is answered.
 
@@ -381,7 +300,7 @@ class Connection(asyncio.BufferedProtocol):
     # How calls and connections end.
 
     def _forget(self, call: Call) -> None:
-        self._drop_body(call)
+        self._incoming.drop_body(call)
         del self._calls[call.stream_id]
         self._app.calls -= 1
         if not self._calls:
@@ -428,8 +347,7 @@ class Connection(asyncio.BufferedProtocol):
         self._flush()
         self._state, self._deadline = _State.LINGER, self._loop.time() + self._limits.linger_s
         self._forget_all()
-        self._buffer, self._at, self._have = bytearray(_SPARE_BYTES), 0, 0
-        self._account()
+        self._incoming.let_go(_LINGER_BYTES)
         self._transport.resume_reading()
         with contextlib.suppress(OSError):  # the client may have gone
             self._transport.write_eof()
@@ -457,9 +375,8 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.abort()
             else:
                 self._end(ErrorCodes.NO_ERROR)
-        elif self._buffer and self._at == self._have and self._state is not _State.LINGER:
-            self._buffer, self._at, self._have = bytearray(), 0, 0
-            self._account()
+        elif self._state is not _State.LINGER:
+            self._incoming.let_go_if_empty()
 
     def _overdue(self, call: Call) -> None:
         if call.trailers:
