@@ -196,11 +196,14 @@ def test_a_failing_engine_ends_its_requests(llama):
     """When a step raises, its run and every request of it end with an error, and the caller gets the library's answer."""
     axonize_hf.instrument(llama)
     with capture_events() as seen, serving(llama) as manager:
-        llama.forward = None
         manager.add_request(PROMPTS[0])
+        results(manager, 1)  # before that the library may still look at forward, to set its loop up
+        llama.forward = None
+        manager.add_request(PROMPTS[1])
         (output,) = results(manager, 1).values()
     assert output.error
-    (event,) = seen.requests
+    answered, event = seen.requests
+    assert answered.error is None
     assert (event.finish_reason, event.error, event.output_tokens) == ("error", "_OTHER", 0)
 
 
