@@ -4,6 +4,9 @@ An AnyValue of seven columns, each of them null but one, takes ClickHouse longer
 take to decode here: the first says what it is, the rest is a number, or a length and a text. Only what every encoder
 writes is taken so, and proven: a length is the length there is. Anything else, which protobuf allows all the same (a
 number with leading zeros, a value given twice), ends the statement with ``ODD``; encoded anew it is like all others.
+
+Inside a lambda no names are used but those given there. Before 2026-08 ClickHouse looked up what another stands for
+where it is used, so that an argument of the lambda could take a column's place (its issue 86045).
 """
 
 from __future__ import annotations
