@@ -22,7 +22,7 @@ from oracle import walk
 from own_spans import OwnLoad, as_requests
 
 SERVERS = 4
-REQUESTS = 8000
+REQUESTS = 8000  # of four spans: a part of more rows than a compact one has, as merges make them
 REQUESTS_A_SEGMENT = 128  # of 512 spans: 65,536 records
 SPAN_BYTES, STEP_BYTES = 45.0, 1.0
 

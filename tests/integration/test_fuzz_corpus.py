@@ -24,6 +24,23 @@ def test_an_input_passes_its_oracle(path):
     oracles.ORACLES[path.parent.name](path.read_bytes())
 
 
+def test_conversations_say_what_they_mean(monkeypatch):
+    """Of the seeds of raw HTTP/2, these hold so many whole calls; the oracle asks only that they are survived."""
+    intakes = []
+
+    class Intake(oracles.FakeIntake):
+        def __init__(self):
+            super().__init__()
+            intakes.append(self)
+
+    monkeypatch.setattr(oracles, "FakeIntake", Intake)
+    body = seeds.bodies()["traces"][1]
+    for said in seeds.conversations(body):
+        oracles.grpc_call(bytes([seeds.RAW]) + said)
+    assert [len(intake.taken) for intake in intakes] == [1, 1, 1, 2, 1, 1, 0, 0, 1]
+    assert {taken for intake in intakes for taken in intake.taken} == {("traces", body)}
+
+
 def test_every_door_has_a_small_corpus():
     """At most 300 files and 500 KB together, some for each oracle."""
     assert {path.parent.name for path in FILES} == set(oracles.ORACLES)
