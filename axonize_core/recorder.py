@@ -212,7 +212,7 @@ class Recorder:
     def ship_here(self) -> int:
         """Hand over some of what waits, on the calling thread: an engine's, between two of its steps.
 
-        Up to 0.2 ms of work every 50 ms, where to wake the shipper's thread would cost the engine several times that.
+        Up to 0.2 ms of work every 76 ms, where to wake the shipper's thread would cost the engine several times that.
         It does nothing where no agent is connected, or the thread is at it. Never blocks, never raises.
 
         Returns:

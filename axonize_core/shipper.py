@@ -30,8 +30,8 @@ __all__ = ["Shipper", "Transport", "make_shipper"]
 
 PERIOD_S = 0.08
 """What an engine recorded 0.1 s before it is killed is with the agent; the rest is for a thread that wakes up late."""
-HERE_NS = 50_000_000
-"""How often an engine's thread ships. Ours is not woken where the step that ends next ends within ``PERIOD_S``."""
+HERE_NS = 76_000_000
+"""How long an engine's thread may wait before it ships again; ours, which wakes after ``PERIOD_S``, sleeps on then."""
 _RUN, _RUN_END, _RUN_TIMES, _MANY = int(Kind.RUN), int(Kind.RUN_END), int(Kind.RUN_TIMES), int(Kind.MANY)
 _OF_RUNS = {_RUN, _RUN_END}
 SLICE_NS, HERE_SLICE_NS = 50_000, 200_000

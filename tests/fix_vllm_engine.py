@@ -35,7 +35,7 @@ class Request:
 
 
 class Scheduler:
-    """Plans every request that is added, one token each once its prompt is done; ``stop`` and ``preempt`` are orders."""
+    """Plans all requests, one token each once its prompt is done; ``stop``, ``preempt`` and ``skip`` are orders."""
 
     def __init__(self, vllm_config=None, blocks=101):
         self.vllm_config = vllm_config or config()
@@ -45,7 +45,7 @@ class Scheduler:
         self.kv_cache_manager = SimpleNamespace(
             block_pool=SimpleNamespace(free_block_queue=free, num_gpu_blocks=blocks)
         )
-        self.preempt, self.stop, self.drafts, self.quiet = set(), {}, {}, False
+        self.preempt, self.skip, self.stop, self.drafts, self.quiet = set(), set(), {}, {}, False
         self._known = set()
 
     def add_request(self, request):
@@ -63,7 +63,8 @@ class Scheduler:
         preempted, self.preempt = self.preempt, set()
         for request_id in preempted:
             self.requests[request_id].num_computed_tokens = 0
-        members = [] if self.quiet else [r for r in self.requests.values() if r.request_id not in preempted]
+        left_out = preempted | self.skip
+        members = [] if self.quiet else [r for r in self.requests.values() if r.request_id not in left_out]
         tokens, new, cached = {}, [], []
         for request in members:
             known = request.num_prompt_tokens + request.num_output_tokens
@@ -79,6 +80,7 @@ class Scheduler:
         self.running, self.finished_req_ids = members, set()
         return SimpleNamespace(
             num_scheduled_tokens=tokens,
+            total_num_scheduled_tokens=sum(tokens.values()),
             scheduled_new_reqs=new,
             scheduled_cached_reqs=SimpleNamespace(
                 req_ids=[name for name, _ in cached], num_computed_tokens=[n for _, n in cached]

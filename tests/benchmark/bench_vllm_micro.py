@@ -105,12 +105,13 @@ def capture(engine, batch: int):
 
 
 def changed(plans):
-    """Return the plans with every other one's last member at another number of tokens: the dearest comparison."""
+    """Return the plans with every other one's last member at another number of tokens: the dearest to find and tell."""
     found = []
     for number, plan in enumerate(plans * 2):
         tokens = dict(plan.num_scheduled_tokens)
         tokens[next(reversed(tokens))] += number % 2
-        found.append(dataclasses.replace(plan, num_scheduled_tokens=tokens))
+        total = sum(tokens.values())
+        found.append(dataclasses.replace(plan, num_scheduled_tokens=tokens, total_num_scheduled_tokens=total))
     return found
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from axonize_core.recorder import get_recorder
-from axonize_core.testing import capture_events
+from axonize_core.testing import FakeClock, capture_events
 from axonize_vllm import requests, scheduler
 from fix_vllm_engine import Request, Scheduler
 
@@ -20,14 +20,18 @@ pytestmark = pytest.mark.usefixtures("own_sources")
 
 @pytest.fixture
 def engine(monkeypatch, own_sources):
-    """A recorded scheduler whose KV cache can be read."""
+    """A recorded scheduler whose KV cache can be read; ``told`` are the members that its steps name, None: as before."""
     monkeypatch.setattr(scheduler, "missing", lambda capability: None)
+    recorder, told = get_recorder(), []
     with capture_events() as captured:
         engine = Scheduler()
-        scheduler.record(engine)
-        engine.captured = captured
+        with monkeypatch.context() as patch:
+            append = recorder.append
+            patch.setattr(recorder, "append", lambda record: (told.append(record.payload[4]), append(record)))
+            scheduler.record(engine)
+        engine.captured, engine.told = captured, told
         yield engine
-    assert not get_recorder().errors
+    assert not recorder.errors
 
 
 def run(engine, *, steps=1, ahead=0):
@@ -135,14 +139,31 @@ def test_a_preempted_request_while_a_step_is_in_flight(engine):
 def test_drafts_are_verified_in_a_step(engine):
     """Of two drafts each, one is right: three positions computed, two tokens out."""
     engine.add_request(Request("a"))
-    run(engine)
+    run(engine, steps=3)
     engine.drafts = {"a": [7, 7]}
     run(engine, steps=2)
     engine.drafts, engine.stop = {}, {"a": "length"}
     run(engine)
     (request,) = check_sums(engine.captured.flush()).values()
-    assert (request.drafted_tokens, request.accepted_tokens, request.output_tokens) == (4, 2, 6)
-    assert [step.decode_tokens for step in engine.captured.batches] == [(0,), (3,), (3,), (1,)]
+    assert (request.drafted_tokens, request.accepted_tokens, request.output_tokens) == (4, 2, 8)
+    assert [step.decode_tokens for step in engine.captured.batches] == [(0,), (1,), (1,), (3,), (3,), (1,)]
+    assert [told and told[0]["a"] for told in engine.told] == [8, 1, None, 3, None, 1]
+
+
+def test_a_request_that_comes_again_under_its_id(engine):
+    """With a prompt of one token its step looks like those of the one before it."""
+    engine.add_request(Request("a"))
+    run(engine, steps=2)
+    engine.stop = {"a": "stop"}
+    run(engine)
+    engine._known.clear()
+    engine.add_request(Request("a", prompt=1))
+    run(engine, steps=3)
+    engine.stop = {"a": "stop"}
+    run(engine)
+    requests = engine.captured.flush().requests
+    assert [request.output_tokens for request in requests] == [3, 4]
+    assert [told is not None for told in engine.told] == [True, True, False, True, False, False, False]
 
 
 def test_an_abort_ends_a_request_once(engine):
@@ -235,6 +256,51 @@ def test_what_waits_is_handed_over_between_steps_now_and_then(monkeypatch):
         captured.flush()
 
 
+@pytest.mark.parametrize(
+    ("step_ms", "ahead", "every_ms"), [(1, 0, 75), (1, 3, 75), (10, 0, 70), (20, 0, 60), (20, 1, 60), (60, 0, 60)]
+)
+def test_an_engine_hands_over_before_our_thread_would_wake(step_ms, ahead, every_ms, monkeypatch):
+    """As seldom as it may, for one more step would be too late; and once after a pause."""
+    recorder, clock, asked = get_recorder(), FakeClock(10**12), []
+
+    def ship_here():
+        asked.append(clock())
+        return clock() + 76_000_000
+
+    monkeypatch.setattr(recorder, "ship_here", ship_here)
+    monkeypatch.setattr(recorder, "clock", clock)
+    with capture_events():
+        engine = Scheduler()
+        plan = engine.schedule
+        engine.schedule = lambda: (clock.advance(step_ms * 1_000_000), plan())[1]
+        scheduler.record(engine)
+        engine.add_request(Request("a"))
+        planned = run(engine, steps=1000, ahead=ahead)
+        clock.advance(10**10)
+        for output in planned:
+            engine.update_from_output(output, None)
+        run(engine, steps=1000)
+    gaps_ms = [(after - before) // 10**6 for before, after in pairwise(asked[3:])]
+    assert gaps_ms.count(every_ms) >= len(gaps_ms) - 3, gaps_ms
+    assert sorted(gaps_ms)[-2] <= 76, gaps_ms
+
+
+def test_a_preemption_of_one_that_was_in_no_step(engine):
+    """It is told though the step has the very members of the one before."""
+    for name in "ab":
+        engine.add_request(Request(name))
+    run(engine, steps=2)
+    engine.skip = {"b"}
+    run(engine, steps=3)
+    engine.preempt = {"b"}
+    run(engine)
+    engine.skip, engine.stop = set(), {"a": "length", "b": "length"}
+    run(engine)
+    found = check_sums(engine.captured.flush())
+    assert [len(found[name].preemptions) for name in "ab"] == [0, 1]
+    assert [len(step.request_seqs) for step in engine.captured.batches] == [2, 2, 1, 1, 1, 1, 2]
+
+
 def test_too_many_members_wait(engine, monkeypatch):
     """While the agent is away, steps with many members are dropped and counted before they fill the memory."""
     dropped = get_recorder().dropped_total()
@@ -243,6 +309,15 @@ def test_too_many_members_wait(engine, monkeypatch):
     run(engine, steps=2)
     assert engine.captured.flush().batches == []
     assert get_recorder().dropped_total() - dropped >= 2
+    monkeypatch.setattr(scheduler, "MOST_MEMBERS", 1000)
+    run(engine, steps=3)
+    monkeypatch.setattr(scheduler, "MOST_MEMBERS", -1)
+    engine.drafts = {"a": [7]}
+    run(engine)
+    monkeypatch.setattr(scheduler, "MOST_MEMBERS", 1000)
+    engine.drafts = {}
+    run(engine, steps=2)
+    assert [told is None for told in engine.told] == [False, True, True, False, True]
 
 
 def test_a_released_scheduler_is_as_it_was():
@@ -263,7 +338,7 @@ def test_failures_of_ours_stay_ours(monkeypatch):
         scheduler.record(engine)
         monkeypatch.setattr(requests, "opened", lambda *args: 1 / 0)
         engine.add_request(Request("a"))
-        monkeypatch.setattr(scheduler._Requests, "members", lambda *args: 1 / 0)
+        monkeypatch.setattr(scheduler._Requests, "changes", lambda *args, **named: 1 / 0)
         output = engine.schedule()
         assert engine.update_from_output(output, None)[0].outputs[0].request_id == "a"
         monkeypatch.setattr(scheduler._Requests, "end_finished", lambda *args: 1 / 0)

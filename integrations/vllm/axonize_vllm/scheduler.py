@@ -1,7 +1,7 @@
 """vLLM's scheduler as records: four methods of each instance, on the engine core's thread.
 
 What runs there for a step is ``schedule`` and ``update_from_output`` below: four clock readings, one comparison of two
-dicts, one ``emit``; 20 times a second it also hands over what waits. vLLM makes a new SchedulerOutput for each step and
+lists, one record; 13 times a second it also hands over what waits. vLLM makes a new SchedulerOutput for each step and
 changes none afterwards, so records refer to its parts. It plans ahead of the steps that run (async scheduling, pipeline
 parallelism): plans wait here for their outputs.
 """
@@ -14,7 +14,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from axonize_core.frames import Kind
+from axonize_core.frames import Kind, Record
 from axonize_core.recorder import get_recorder
 from axonize_core.settings import get_settings
 from axonize_vllm import requests
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from axonize_core.recorder import Recorder
+
+    _Changes = tuple[Any, Any, Any, Any]
 
 __all__ = ["instrument", "record", "release"]
 
@@ -38,6 +40,8 @@ MOST_PLANS = 64
 _METHODS = ("add_request", "schedule", "update_from_output", "finish_requests")
 _MARK = "_axonize_recorded"
 _NUMBER = "axonize_step"
+_STEP = int(Kind.STEP)
+_AS_BEFORE: _Changes | None = (None, None, None, None)
 
 
 def instrument() -> None:
@@ -109,6 +113,8 @@ class _Requests:
         self._add_request = scheduler.add_request
         self._finish_requests = scheduler.finish_requests
         self._live: dict[str, tuple[int, Any]] = {}
+        self._told: dict[str, int] | None = None
+        """Who was in the step before, and with how many tokens."""
         self._block_size = getattr(scheduler.vllm_config.cache_config, "block_size", None)
 
     def add_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -140,16 +146,26 @@ class _Requests:
                 handle, request = known
                 self._recorder.emit(Kind.REQUEST_END, handle, requests.ended(request, self._block_size))
 
-    def members(self, output: Any) -> tuple[Any, ...] | None:
-        """Return who is in a step and where their tokens begin; None for one not worth telling, or too much to keep."""
-        members = output.num_scheduled_tokens
-        if not members and not output.preempted_req_ids:
+    def changes(self, output: Any, outputs: Any, *, repeat: bool) -> _Changes | None:
+        """Return what a step tells beside its times, None for one not worth telling, or too much to keep.
+
+        That is who is in it and where their tokens begin (None: the same as before, if ``repeat`` allows that), who is
+        new in it, who had to leave, and what it verified of drafts.
+        """
+        members, preempted, new = output.num_scheduled_tokens, output.preempted_req_ids, output.scheduled_new_reqs
+        told, self._told = self._told, None
+        if not members and not preempted:
             return None
         if self._recorder.queued() * len(members) > MOST_MEMBERS:
             self._recorder.count_dropped(1)
             return None
-        cached = output.scheduled_cached_reqs
-        return members, cached.req_ids, cached.num_computed_tokens
+        self._told, cached = members, output.scheduled_cached_reqs
+        return (
+            None if repeat and members == told and not new else (members, cached.req_ids, cached.num_computed_tokens),
+            self.place(new) if new else None,
+            tuple(preempted) if preempted else None,
+            _drafts(output, outputs) if output.scheduled_spec_decode_tokens else None,
+        )
 
     def place(self, new: list[Any]) -> tuple[tuple[str, int, int], ...]:
         """Return what was computed before of requests that are scheduled for the first time, and their prompts."""
@@ -162,22 +178,24 @@ class _Requests:
         )
 
 
-def _steps(  # noqa: C901 - closures of one hot path, each of them short
+def _steps(  # noqa: C901 - the hot path is one function
     scheduler: Any, recorder: Recorder, source: int, watch: _Requests
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return what stands for ``schedule`` and ``update_from_output`` of this scheduler.
 
-    Closures and not methods: this is the hot path, and local names are the fastest.
+    Closures and not methods: this is the hot path, and local names are the fastest. The model leaves none of its code
+    and data in the caches, so each piece costs several times as much (docs/adr/0010): most steps call nothing of ours.
     """
     original_schedule, original_update = scheduler.schedule, scheduler.update_from_output
-    clock, emit, ship_here, kind = recorder.clock, recorder.emit, recorder.ship_here, int(Kind.STEP)
+    clock, queue, append, record = recorder.clock, recorder.queue, recorder.append, Record
     plans: deque[tuple[Any, int, int]] = deque(maxlen=MOST_PLANS)
     plan, next_plan = plans.append, plans.popleft
     waiting, held = _waiting(scheduler)
     kv_cache, all_blocks = _kv_cache(scheduler)
-    last: dict[str, int] | None = None
+    last: list[str] | None = None
     repeats = step = ship_at_ns = 0
     number = _numbered(recorder) if get_settings().vllm_device_time else None
+    hand_over = _hand_over(recorder)
 
     def schedule(*args: Any, **kwargs: Any) -> Any:
         start_ns = clock()
@@ -189,56 +207,72 @@ def _steps(  # noqa: C901 - closures of one hot path, each of them short
 
     # Named as vLLM names them: a call through *args costs 0.14 us more, so only what later versions add goes that way.
     def update_from_output(scheduler_output: Any, model_runner_output: Any, *more: Any, **named: Any) -> Any:
-        nonlocal ship_at_ns
+        nonlocal last, repeats, step, ship_at_ns
         update_ns = clock()
         if more or named:
             outputs = original_update(scheduler_output, model_runner_output, *more, **named)
         else:
             outputs = original_update(scheduler_output, model_runner_output)
         try:
-            took_part(scheduler_output, outputs, update_ns)
+            planned, start_ns, scheduled_ns = next_plan()
+            while planned is not scheduler_output:  # an engine that gave a step up
+                planned, start_ns, scheduled_ns = next_plan()
+            ids, tokens = planned.scheduled_cached_reqs.req_ids, planned.total_num_scheduled_tokens
+            # A token each for the same requests in the same order: so nobody is new, and there are no drafts.
+            if ids == last and tokens == len(ids) and not planned.preempted_req_ids and repeats < MOST_REPEATS:
+                repeats += 1
+                facts = _AS_BEFORE
+            else:
+                facts = watch.changes(planned, outputs, repeat=repeats < MOST_REPEATS)
+                repeats = repeats + 1 if facts and facts[0] is None else 0
+                last = ids if facts and ids and tokens == len(ids) else None
+            if facts:
+                told, started, preempted, drafts = facts
+                step = step + 1 if number is None else getattr(planned, _NUMBER, step + 1)
+                payload = (
+                    source,
+                    start_ns,
+                    scheduled_ns,
+                    update_ns,
+                    told,
+                    started,
+                    preempted,
+                    drafts,
+                    len(scheduler.running),
+                    waiting() + held(),
+                    1.0 - kv_cache.num_free_blocks / all_blocks if all_blocks else None,
+                )
+                if len(queue) < recorder.limit:  # as emit, without its call
+                    append(record(_STEP, step, payload, clock()))
+                else:
+                    recorder.emit(_STEP, step, payload)
             if scheduler.finished_req_ids:
                 watch.end_finished()
             if update_ns >= ship_at_ns:
-                ship_at_ns = ship_here()
+                ship_at_ns = hand_over(step, start_ns, update_ns)
         except Exception:  # noqa: BLE001 - nothing of ours may reach the engine
             recorder.count_error("vllm.step")
         return outputs
 
-    def took_part(output: Any, outputs: Any, update_ns: int) -> None:
-        nonlocal last, repeats, step
-        planned, start_ns, scheduled_ns = next_plan()
-        while planned is not output:  # an engine that gave a step up
-            planned, start_ns, scheduled_ns = next_plan()
-        members, new, preempted = output.num_scheduled_tokens, output.scheduled_new_reqs, output.preempted_req_ids
-        if members and members == last and repeats < MOST_REPEATS and not new:
-            repeats += 1
-            told = None
-        else:
-            told = watch.members(output)
-            repeats, last = 0, None if told is None else members
-            if told is None:
-                return
-        step = step + 1 if number is None else getattr(output, _NUMBER, step + 1)
-        emit(
-            kind,
-            step,
-            (
-                source,
-                start_ns,
-                scheduled_ns,
-                update_ns,
-                told,
-                watch.place(new) if new else None,
-                tuple(preempted) if preempted else None,
-                _drafts(output, outputs) if output.scheduled_spec_decode_tokens else None,
-                len(scheduler.running),
-                waiting() + held(),
-                1.0 - kv_cache.num_free_blocks / all_blocks if all_blocks else None,
-            ),
-        )
-
     return schedule, update_from_output
+
+
+def _hand_over(recorder: Recorder) -> Callable[[int, int, int], int]:
+    """Return what ships between two steps and says when it wants to be called again.
+
+    That is so early that one more step of that length ends in time, else our own thread wakes up in the middle of it.
+    """
+    before_ns = before = 0
+
+    def hand_over(step: int, start_ns: int, update_ns: int) -> int:
+        nonlocal before_ns, before
+        due_ns = recorder.ship_here()
+        # A step that was planned ahead is longer than what it adds; the mean is of no use after a pause.
+        step_ns = min(update_ns - start_ns, (update_ns - before_ns) // max(1, step - before))
+        before_ns, before = update_ns, step
+        return due_ns - step_ns * 3 // 2
+
+    return hand_over
 
 
 def _numbered(recorder: Recorder) -> Callable[[Any], None]:
