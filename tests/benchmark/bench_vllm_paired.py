@@ -1,10 +1,11 @@
 """A real engine with recording on against off; runs in the environment that has vLLM.
 
 A round is one wave in each condition, in random order: off, on, off again (the control), and in some rounds the naive way.
-A wave is so many requests of 100 tokens, from the first that is added to the last that ends, 0.1 to 0.2 s: what else
-this machine does changes within a second, so only what lies close together can be compared. A pause after each wave
+A wave is so many requests of 100 tokens (30 of the large model, see bench_vllm_large), from the first that is added to the
+last that ends, 0.1 to 0.7 s: what else this machine does changes within a second, so only what lies close together can be
+compared. A pause after each wave
 lets the agent finish, so that what one wave told is no burden of the next. The engine's thread hands over by its clock,
-twice a wave; the shipper's sleeps all the time, as it does beside an engine whose steps take less than 40 ms. Agent and
+after the first step and then every 76 ms; the shipper's sleeps all the time, as it does beside an engine whose steps take less than 40 ms. Agent and
 sink are processes of their own, on the same two CPUs; two servers with everything in it are in bench_vllm_serve.
 ``bench_vllm_paired.py [SECONDS]``, per batch size.
 """
@@ -22,7 +23,7 @@ from statistics import median
 from typing import NamedTuple
 
 from bench_table import Row
-from bench_vllm_engine import Load, make_engine, say_rows, scheduler_of
+from bench_vllm_engine import TINY, Load, Model, make_engine, say_rows, scheduler_of
 from bench_vllm_naive import Naive
 
 from axonize_core import alarm, shipper
@@ -32,8 +33,6 @@ from axonize_core.recorder import Recorder, get_recorder
 
 BATCHES = (1, 8, 32)
 SECONDS = 150.0
-ANSWER_TOKENS = 100
-LEAST_ROUNDS = 100
 HALF_WIDTH, STOP_HALF_WIDTH, LIMIT = 0.02, 0.01, 0.02
 NAIVE_EVERY = 8
 WARM_WAVES = 5
@@ -41,7 +40,7 @@ PAUSE_S, FLUSH_S, FOR_EVER_S = 0.12, 10.0, 1e6
 PROCESSOR = ("add_request", "process_outputs", "abort_requests", "propagate_error")
 
 
-def run(seconds: float = SECONDS) -> list[Row]:
+def run(seconds: float = SECONDS, model: Model = TINY) -> list[Row]:
     """Return one row per batch size; each until both intervals are narrow, or so long."""
     with tempfile.TemporaryDirectory(prefix="axonize-bench-") as directory, running_sink() as endpoint:
         home = Path(directory)
@@ -54,8 +53,8 @@ def run(seconds: float = SECONDS) -> list[Row]:
         )
         shipper.PERIOD_S = alarm.LONGEST_S = FOR_EVER_S
         with running_agent(home / "agent.sock", os.environ) as agent:
-            engine = make_engine(max(BATCHES))
-            rows = [row for batch in BATCHES for row in _rows(engine, batch, seconds)]
+            engine = make_engine(max(BATCHES), model)
+            rows = [row for batch in BATCHES for row in _rows(engine, model, batch, seconds)]
             recorder = get_recorder()
             assert recorder.close(FLUSH_S), "the agent did not take everything"
             assert not recorder.errors, recorder.errors
@@ -66,18 +65,18 @@ def run(seconds: float = SECONDS) -> list[Row]:
         return rows
 
 
-def _rows(engine, batch: int, seconds: float) -> list[Row]:
+def _rows(engine, model: Model, batch: int, seconds: float) -> list[Row]:
     """Return the row of the time a wave takes, and that of the middle time of its steps, which neighbours disturb less."""
-    bench = Paired(engine, batch)
+    bench = Paired(engine, batch, model.answer_tokens)
     deadline = time.monotonic() + seconds
-    while bench.rounds < LEAST_ROUNDS or (time.monotonic() < deadline and not bench.is_narrow()):
+    while bench.rounds < model.least_rounds or (time.monotonic() < deadline and not bench.is_narrow()):
         bench.round()
     found = []
     for name, field in (("a wave", "wave_us"), ("median step", "step_us")):
         on, control, naive = (bench.interval(condition, field) for condition in ("on", "control", "naive"))
         off_us = median(getattr(wave, field) for wave in bench.waves["off"])
         row = Row(
-            name=f"vLLM, time of {name}, batch {batch}",
+            name=f"{model.name}, time of {name}, batch {batch}",
             ours=_text(on),
             peer=_text(naive),
             peer_name=f"OTel spans in the process; off/off {_text(control)}, {bench.rounds} pairs, {off_us:.0f} us",
@@ -86,7 +85,7 @@ def _rows(engine, batch: int, seconds: float) -> list[Row]:
             met=on.half_width <= HALF_WIDTH and on.low <= 0 <= on.high < LIMIT,
         )
         found.append(row if field == "wave_us" else row._replace(target="(printed)", met=True))
-    return [*found, bench.hand_overs(f"vLLM, a hand-over on the engine's thread, batch {batch}")]
+    return [*found, bench.hand_overs(f"{model.name}, a hand-over on the engine's thread, batch {batch}")]
 
 
 def _text(interval: Interval) -> str:
@@ -103,9 +102,9 @@ class Wave(NamedTuple):
 class Paired:
     """The rounds of one batch size."""
 
-    def __init__(self, engine, batch: int) -> None:
+    def __init__(self, engine, batch: int, answer_tokens: int) -> None:
         self._engine, self._scheduler = engine, scheduler_of(engine)
-        self._load = Load(engine, batch, ANSWER_TOKENS)
+        self._load = Load(engine, batch, answer_tokens)
         self._naive = Naive(self._scheduler)
         self._chance = random.Random(batch)
         self._took_ns: list[int] = []

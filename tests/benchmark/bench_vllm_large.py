@@ -1,0 +1,14 @@
+"""As bench_vllm_paired, on a model whose steps take as long as they do on a GPU; runs in the environment that has vLLM.
+
+``bench_vllm_large.py [SECONDS]``, per batch size.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import bench_vllm_paired
+from bench_vllm_engine import LARGE, say_rows
+
+if __name__ == "__main__":
+    say_rows(bench_vllm_paired.run(*map(float, sys.argv[1:2] or [bench_vllm_paired.SECONDS]), LARGE))
