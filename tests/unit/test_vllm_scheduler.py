@@ -349,6 +349,26 @@ def test_failures_of_ours_stay_ours(monkeypatch):
     assert [errors.pop(f"vllm.{where}") for where in ("add_request", "step", "finish_requests")] == [1, 1, 1]
 
 
+def test_members_of_a_step_that_we_failed_to_record_are_told_in_the_next(engine, monkeypatch):
+    """Nobody was told of them, though the step after has the same."""
+    for name in "ab":
+        engine.add_request(Request(name))
+    run(engine, steps=3)
+    engine.drafts = {"a": [7]}
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler, "_drafts", lambda *args: 1 / 0)
+        run(engine)
+    run(engine)
+    engine.captured.flush()
+    assert [told and dict(told[0]) for told in engine.told] == [
+        {"a": 8, "b": 8},
+        {"a": 1, "b": 1},
+        None,
+        {"a": 2, "b": 1},
+    ]
+    assert get_recorder().errors.pop("vllm.step") == 1
+
+
 @pytest.mark.parametrize("closed", [False, True])
 def test_steps_whose_device_time_is_measured_are_numbered_in_their_plans(closed, monkeypatch, own_sources):
     """Workers read it there; plans that take no attribute cost the device times, and nothing else."""

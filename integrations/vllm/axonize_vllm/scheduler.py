@@ -159,13 +159,15 @@ class _Requests:
         if self._recorder.queued() * len(members) > MOST_MEMBERS:
             self._recorder.count_dropped(1)
             return None
-        self._told, cached = members, output.scheduled_cached_reqs
-        return (
+        cached = output.scheduled_cached_reqs
+        changes = (
             None if repeat and members == told and not new else (members, cached.req_ids, cached.num_computed_tokens),
             self.place(new) if new else None,
             tuple(preempted) if preempted else None,
             _drafts(output, outputs) if output.scheduled_spec_decode_tokens else None,
         )
+        self._told = members  # not before: a step that fails above is not told
+        return changes
 
     def place(self, new: list[Any]) -> tuple[tuple[str, int, int], ...]:
         """Return what was computed before of requests that are scheduled for the first time, and their prompts."""
@@ -183,8 +185,8 @@ def _steps(  # noqa: C901 - the hot path is one function
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return what stands for ``schedule`` and ``update_from_output`` of this scheduler.
 
-    Closures and not methods: this is the hot path, and local names are the fastest. The model leaves none of its code
-    and data in the caches, so each piece costs several times as much (docs/adr/0010): most steps call nothing of ours.
+    Closures and not methods: this is the hot path, and local names are the fastest. Between a model's steps each piece
+    costs several times what it costs in a loop (docs/adr/0010): most steps call nothing of ours.
     """
     original_schedule, original_update = scheduler.schedule, scheduler.update_from_output
     clock, queue, append, record = recorder.clock, recorder.queue, recorder.append, Record
