@@ -1,4 +1,4 @@
-"""Everything about vLLM, measured on a real engine: ``bench_vllm.py [PART…]``, parts are micro, paired, large, serve, accuracy.
+"""Everything about vLLM, measured on a real engine: ``bench_vllm.py [PART…]``, parts are micro, paired, steps, large, serve, accuracy.
 
 vLLM lives in an environment of its own, which ``make test-vllm`` makes; each part runs there, in a process of its own, and
 hands its rows back. ``AXONIZE_VLLM_PYTHON`` names another interpreter that has vLLM and Axonize.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench_table import Row, print_table
 
-PARTS = ("micro", "paired", "large", "serve", "accuracy")
+PARTS = ("micro", "paired", "steps", "large", "serve", "accuracy")
 HERE = Path(__file__).resolve().parent
 
 

@@ -33,14 +33,15 @@ class Model(NamedTuple):
     answer_tokens: int
     """Of each request of a wave."""
     least_rounds: int
+    warm_waves: int
 
 
-TINY = Model("vLLM", {}, 100, 100)
+TINY = Model("vLLM", {}, 100, 100, 5)
 """0.14 M parameters: 0.7 to 1.4 ms a step, at batch 1 to 32."""
 _LAYERS = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "vocab_size": 32_000}
 _HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64}
-LARGE = Model("vLLM, 56 M", {"load_format": "dummy", "hf_overrides": {**_LAYERS, **_HEADS}}, 30, 60)
-"""56 M parameters: 7 to 21 ms a step, at batch 1 to 32."""
+LARGE = Model("vLLM, 56 M", {"load_format": "dummy", "hf_overrides": {**_LAYERS, **_HEADS}}, 300, 30, 1)
+"""56 M parameters: 7 to 25 ms a step, at batch 1 to 32."""
 
 
 def tiny_model() -> str:

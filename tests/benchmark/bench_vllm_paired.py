@@ -1,9 +1,9 @@
 """A real engine with recording on against off; runs in the environment that has vLLM.
 
 A round is one wave in each condition, in random order: off, on, off again (the control), and in some rounds the naive way.
-A wave is so many requests of 100 tokens (30 of the large model, see bench_vllm_large), from the first that is added to the
-last that ends, 0.1 to 0.7 s: what else this machine does changes within a second, so only what lies close together can be
-compared. A pause after each wave lets the agent finish, so that what one wave told is no burden of the next. The engine's
+A wave is so many requests of 100 tokens, from the first that is added to the last that ends, 0.1 to 0.2 s: what else this
+machine does changes within a second, so only what lies close together can be compared. (Of the large model, see
+bench_vllm_large, 300 tokens, 2 to 8 s.) A pause after each wave lets the agent finish, so that what one wave told is no burden of the next. The engine's
 thread hands over by its clock, after the first step and then every 76 ms; the shipper's sleeps all the time, as it does
 beside an engine whose steps take less than 40 ms. Agent and sink are processes of their own, on the same two CPUs; two
 servers with everything in it are in bench_vllm_serve.
@@ -18,6 +18,7 @@ import random
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -35,13 +36,19 @@ BATCHES = (1, 8, 32)
 SECONDS = 150.0
 HALF_WIDTH, STOP_HALF_WIDTH, LIMIT = 0.02, 0.01, 0.02
 NAIVE_EVERY = 8
-WARM_WAVES = 5
 PAUSE_S, FLUSH_S, FOR_EVER_S = 0.12, 10.0, 1e6
 PROCESSOR = ("add_request", "process_outputs", "abort_requests", "propagate_error")
 
 
 def run(seconds: float = SECONDS, model: Model = TINY) -> list[Row]:
-    """Return one row per batch size; each until both intervals are narrow, or so long."""
+    """Return the rows of each batch size, each measured until both intervals are narrow, or so long."""
+    with recorded_engine(model) as engine:
+        return [row for batch in BATCHES for row in _rows(engine, model, batch, seconds)]
+
+
+@contextmanager
+def recorded_engine(model: Model):
+    """Give an engine, with agent and sink running, that can be recorded; all that was must have come through."""
     with tempfile.TemporaryDirectory(prefix="axonize-bench-") as directory, running_sink() as endpoint:
         home = Path(directory)
         os.environ.update(
@@ -53,8 +60,7 @@ def run(seconds: float = SECONDS, model: Model = TINY) -> list[Row]:
         )
         shipper.PERIOD_S = alarm.LONGEST_S = FOR_EVER_S
         with running_agent(home / "agent.sock", os.environ) as agent:
-            engine = make_engine(max(BATCHES), model)
-            rows = [row for batch in BATCHES for row in _rows(engine, model, batch, seconds)]
+            yield make_engine(max(BATCHES), model)
             recorder = get_recorder()
             assert recorder.close(FLUSH_S), "the agent did not take everything"
             assert not recorder.errors, recorder.errors
@@ -62,12 +68,11 @@ def run(seconds: float = SECONDS, model: Model = TINY) -> list[Row]:
         spans = counters(facts).get("spans_exported", 0)
         assert spans, f"nothing was recorded: {facts}"
         print(f"agent: {cpu_s} s of CPU, {spans} spans exported, {facts['counts']}", file=sys.stderr)
-        return rows
 
 
 def _rows(engine, model: Model, batch: int, seconds: float) -> list[Row]:
     """Return the row of the time a wave takes, and that of the middle time of its steps, which neighbours disturb less."""
-    bench = Paired(engine, batch, model.answer_tokens)
+    bench = Paired(engine, batch, model)
     deadline = time.monotonic() + seconds
     while bench.rounds < model.least_rounds or (time.monotonic() < deadline and not bench.is_narrow()):
         bench.round()
@@ -102,9 +107,9 @@ class Wave(NamedTuple):
 class Paired:
     """The rounds of one batch size."""
 
-    def __init__(self, engine, batch: int, answer_tokens: int) -> None:
+    def __init__(self, engine, batch: int, model: Model) -> None:
         self._engine, self._scheduler = engine, scheduler_of(engine)
-        self._load = Load(engine, batch, answer_tokens)
+        self._load = Load(engine, batch, model.answer_tokens)
         self._naive = Naive(self._scheduler)
         self._chance = random.Random(batch)
         self._took_ns: list[int] = []
@@ -112,7 +117,7 @@ class Paired:
         get_recorder().ship_here = self._timed
         self.rounds = 0
         self.waves: dict[str, list[Wave]] = {}
-        for condition in ("off", "on", "naive") * WARM_WAVES:  # nothing is done for the first time any more
+        for condition in ("off", "on", "naive") * model.warm_waves:  # nothing is done for the first time any more
             self._wave(condition)
         assert get_recorder().flush(FLUSH_S), "no agent"
         self.waves = {name: [] for name in ("off", "on", "control", "naive")}
