@@ -137,7 +137,7 @@ class Shipper:
         while time.monotonic() < deadline and self._thread.is_alive():
             self._idle.clear()
             self.wake()
-            if self._idle.wait(0.05) and not self._recorder.queued():
+            if self._idle.wait(0.05):
                 return True
         return False
 
@@ -184,7 +184,8 @@ class Shipper:
                 waiting = self._recorder.queued()
                 if waiting < CHUNK:
                     self._ship_live()
-                    if self._transport.drained(0.0):
+                    # Only where nothing came meanwhile: who flushes may have recorded it just before.
+                    if not self._recorder.queued() and self._transport.drained(0.0):
                         self._idle.set()
                     return
             time.sleep(self._pause_s)

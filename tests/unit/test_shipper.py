@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -84,6 +85,37 @@ def test_what_comes_while_a_frame_is_sent_waits_for_the_next(setup, monkeypatch)
         time.sleep(0.02)
         assert (len(transport.frames), recorder.queued()) == (frames, queued)
     assert [r.handle for r in transport.records] == [1, 100, 101, 102]
+
+
+def test_a_flush_waits_for_what_came_while_a_frame_was_sent(setup, monkeypatch):
+    """A drain that began before says nothing of a record that came meanwhile, which the next one is still sending."""
+    recorder, transport = setup
+    monkeypatch.setattr(shipper, "PERIOD_S", 60.0)
+    first, go_on, write, queued = threading.Event(), threading.Event(), transport.write, recorder.queued
+    flushing = threading.current_thread()
+
+    def slow_write(frame, records):
+        if first.is_set():
+            time.sleep(0.3)
+        first.set()
+        assert go_on.wait(5)
+        write(frame, records)
+
+    def late_queued():
+        if threading.current_thread() is flushing:
+            time.sleep(0.1)
+        return queued()
+
+    recorder.start()
+    transport.write = slow_write
+    recorder.emit(Kind.REQUEST_END, 1, None)
+    recorder._drainer.wake()
+    assert first.wait(5)
+    recorder.emit(Kind.REQUEST_END, 2, None)
+    monkeypatch.setattr(recorder, "queued", late_queued)
+    threading.Timer(0.01, go_on.set).start()
+    assert recorder.flush(5)
+    assert [r.handle for r in transport.records] == [1, 2]
 
 
 def test_a_frame_carries_about_a_chunk_of_events_and_says_how_many(setup):
