@@ -3,10 +3,10 @@
 A round is one wave in each condition, in random order: off, on, off again (the control), and in some rounds the naive way.
 A wave is so many requests of 100 tokens, from the first that is added to the last that ends, 0.1 to 0.2 s: what else this
 machine does changes within a second, so only what lies close together can be compared. (Of the large model, see
-bench_vllm_large, 300 tokens, 2 to 8 s.) A pause after each wave lets the agent finish, so that what one wave told is no burden of the next. The engine's
-thread hands over by its clock, after the first step and then every 76 ms; the shipper's sleeps all the time, as it does
-beside an engine whose steps take less than 40 ms. Agent and sink are processes of their own, on the same two CPUs; two
-servers with everything in it are in bench_vllm_serve.
+bench_vllm_large, 300 tokens, 2 to 8 s.) A pause after each wave lets the agent finish, so that what one wave told is no
+burden of the next. The engine's thread hands over by its clock, after the first step and then every 76 ms; the shipper's
+sleeps all the time, as it does beside an engine whose steps take less than 40 ms. Agent and sink are processes of their
+own, on the same two CPUs; two servers with everything in it are in bench_vllm_serve.
 ``bench_vllm_paired.py [SECONDS]``, per batch size.
 """
 
