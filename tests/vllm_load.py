@@ -63,6 +63,7 @@ async def complete(
     headers: dict[str, str] | None = None,
     chat: bool = False,
     stream: bool = True,
+    seen: list[Answer] | None = None,
     **body: Any,
 ) -> Answer:
     """Ask one ``/v1/completions`` or, for ``chat``, ``/v1/chat/completions``.
@@ -76,9 +77,12 @@ async def complete(
         headers: more of them, such as traceparent.
         chat: which of the two.
         stream: whether the answer comes in pieces.
+        seen: the answer is appended to it as soon as it is asked for, for who watches from another thread.
         body: more of the request, such as max_tokens, stop, n; 16 tokens, greedy, end of text ignored unless given.
     """
     answer = Answer(request_id)
+    if seen is not None:
+        seen.append(answer)
     said = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
     asked = {
         "model": "tiny",

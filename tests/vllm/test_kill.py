@@ -14,6 +14,7 @@ import pytest
 
 import vllm_load
 import vllm_sums
+from vllm_server import running_first
 
 SHIPPED_NS = 100_000_000
 """What was recorded so long before a process was killed has left it."""
@@ -41,18 +42,54 @@ def ended(request, serve):
 
 def run(server, name):
     """Ask until a good part is answered, send the signal, and wait until everything has ended."""
-    (engine,) = server.engine_pids
-    with ThreadPoolExecutor() as client:
-        load = client.submit(vllm_load.run, server.base_url, list(questions(200)), CONCURRENCY)
+    seen = []
+    asked = [{**question, "seen": seen} for question in questions(200)]
+    with ThreadPoolExecutor() as client, running_first():  # who sends the signal must not wait for a CPU either
+        load = client.submit(vllm_load.run, server.base_url, asked, CONCURRENCY)
         while tokens_made(server) < BEFORE:
             assert not load.done(), "the load is over before the signal"
             time.sleep(0.05)
-        killed_ns = time.time_ns()
-        os.kill(engine if name == "SIGKILL" else server.pid, getattr(signal, name))
+        if name == "SIGKILL":
+            killed_ns = kill_at_work(server, load, seen)
+        else:
+            killed_ns = time.time_ns()
+            os.kill(server.pid, signal.SIGTERM)
         answers = load.result()
     server.stop()
     server.surroundings.end_agents()
     return Ended(server, name, killed_ns, answers)
+
+
+def kill_at_work(server, load, seen):
+    """Kill the engine core while it has what its client saw early enough; return when it did its last, epoch ns.
+
+    A front end that waited for a CPU passes on whole answers at once: those are done in the engine by then, and what it
+    has instead is too new. So the engine is stopped first, until all that it made has come, and goes on where need be.
+    """
+    (engine,) = server.engine_pids
+    while True:
+        stopped_ns = time.time_ns()
+        os.kill(engine, signal.SIGSTOP)
+        let_all_come(server, seen)
+        if any(not a.finish_reasons and seen_before(a, stopped_ns - SHIPPED_NS) for a in list(seen)):
+            os.kill(engine, signal.SIGKILL)
+            return stopped_ns
+        os.kill(engine, signal.SIGCONT)
+        assert not load.done(), "the load is over before the engine was killed at work"
+        time.sleep(0.05)
+
+
+def let_all_come(server, seen):
+    """Wait until front end and client have passed on what a stopped engine made."""
+    before, now = -1, 0
+    while before != now:
+        tokens_made(server)  # an answer of the front end: it had its turn
+        time.sleep(0.05)
+        before, now = now, sum(len(answer.chunks_ns.get(0, ())) for answer in list(seen))
+
+
+def seen_before(answer, time_ns):
+    return [t for t in answer.chunks_ns.get(0, ()) if answer.epoch_ns(t) < time_ns]
 
 
 def tokens_made(server):
@@ -113,8 +150,7 @@ def test_whose_answer_was_cut_off_is_an_error(ended):
 def test_what_was_recorded_before_is_there(ended):
     """100 ms before the kill is early enough: the engine's own record of the request, and each token of it."""
     for answer in ended.answers:
-        seen = [t for t in answer.chunks_ns.get(0, ()) if answer.epoch_ns(t) < ended.killed_ns - SHIPPED_NS]
-        if seen:
+        if seen := seen_before(answer, ended.killed_ns - SHIPPED_NS):
             story = ended.of(answer)
             assert ended.told_by_engine(story), story
             tokens = sum(s["gen_ai.usage.output_tokens"] for s in story.of("decode"))
