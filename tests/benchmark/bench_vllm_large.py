@@ -1,6 +1,6 @@
 """As bench_vllm_paired, on a model whose steps take as long as they do on a GPU; runs in the environment that has vLLM.
 
-Thirty pairs of waves of 300 steps: half-widths are about 1 %. Takes 20 minutes.
+Thirty pairs of waves of 300 steps: half-widths are 0.4 to 1.4 %. Takes 25 minutes.
 ``bench_vllm_large.py [SECONDS]``, per batch size.
 """
 
