@@ -20,7 +20,7 @@ SHIPPED_NS = 100_000_000
 """What was recorded so long before a process was killed has left it."""
 CONCURRENCY = 8
 GIVE_UP_S = 30.0
-"""vLLM 0.32 keeps a request open that its front end takes in just as the engine core ends, with or without Axonize."""
+"""vLLM 0.32 never answers what its front end takes in after the engine core left its loop, with or without Axonize."""
 BEFORE = 800
 """Tokens that come before the signal: less than fits between the engine and an agent that gets no CPU time."""
 
@@ -91,6 +91,7 @@ def let_all_come(server, seen):
 
 
 def seen_before(answer, time_ns):
+    """Return when its client saw pieces of an answer, ``perf_counter_ns``, of those that came before an epoch time."""
     return [t for t in answer.chunks_ns.get(0, ()) if answer.epoch_ns(t) < time_ns]
 
 
